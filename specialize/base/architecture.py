@@ -1,0 +1,58 @@
+"""The contract between an architecture and the rest: everything else is written against these names."""
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, Int
+
+from specialize.base.batch import Batch
+
+
+class Losses(NamedTuple):
+    """A loss for each utterance, not yet normalised, so that a caller can sum over rows and parts first."""
+
+    total: Any
+    """float32 [B], summed over the tokens (or lattice) of each utterance; 0 for an empty row."""
+    count: Any
+    """float32 [B], what `total` is divided by for a mean: target tokens; 0 for an empty row."""
+
+
+class Augment(NamedTuple):
+    """Randomness for one training forward pass of one slot."""
+
+    key: Any
+    """A JAX key, derived from (job, step) and never from the slot."""
+    strength: Any
+    """float32 scalar: SpecAugment strength; 0 leaves the features as they are, 1 is the published policy."""
+
+
+class Architecture(Protocol, Hashable):
+    """Pure functions of (params, arrays): a hashable, static description that may be closed over by `jit`.
+
+    `params` is the Linen parameter tree of the module. All methods work on [B, …] and are vmapped by callers.
+    """
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        ...
+
+    @property
+    def max_samples(self) -> int:
+        """The longest utterance that the architecture takes, in samples."""
+        ...
+
+    @property
+    def max_labels(self) -> int:
+        """The longest label sequence that `losses` takes."""
+        ...
+
+    def losses(self, params: Any, batch: Batch, *, augment: Augment | None = None) -> Losses:
+        """Training loss of each utterance. Independent of padding and of the other rows."""
+        ...
+
+    def decode(
+        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int
+    ) -> Int[Array, "B {max_tokens}"]:
+        """Greedy token ids of the text, `Tokenizer.pad` after the end."""
+        ...

@@ -1,0 +1,29 @@
+"""Errors that a user can mend: a sentence with what was found, what was expected, and what to do."""
+
+
+class SpecializeError(Exception):
+    """Base of the errors that the command line prints as one sentence instead of a traceback."""
+
+
+class BaseModelError(SpecializeError):
+    """A base folder or checkpoint that cannot be read, or is not of a kind that is known."""
+
+
+class FingerprintMismatch(SpecializeError):
+    """A Submodel that was made for another base."""
+
+
+class CorpusError(SpecializeError):
+    """A corpus that cannot be used at all, or, with `strict`, one bad utterance."""
+
+
+class SpecError(SpecializeError):
+    """A spec whose `where` matches nothing, or does not fit what it matches."""
+
+
+class StoreError(SpecializeError):
+    """A Submodel that cannot be stored or loaded."""
+
+
+class ConfigError(SpecializeError):
+    """Settings that contradict each other or the machine."""
