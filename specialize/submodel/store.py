@@ -1,0 +1,200 @@
+"""The store of record: one Orbax checkpoint a Submodel, which loads without the run that made it."""
+
+import dataclasses
+import hashlib
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from specialize.errors import FingerprintMismatch, SpecializeError, StoreError
+from specialize.submodel.insert import Submodel
+from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
+
+FORMAT = 1
+"""Version of the metadata; a store of a later version is refused."""
+_LONGEST = 120
+
+
+@dataclass(frozen=True)
+class StoredSubmodel:
+    """A Submodel with all that is needed to use and to judge it."""
+
+    submodel: Submodel
+    """`{module path: {name: float32 array}}`, on the host."""
+    spec: Kind
+    speaker: str
+    base: str
+    """Fingerprint of the base that it belongs to."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """What the run says of its making: steps, hyper-parameters, losses. JSON data."""
+
+
+def speaker_folder(speaker: str) -> str:
+    """A folder name for any speaker id: safe on every file system and bucket, and different for different ids.
+
+    Letters, digits, `-`, `_` and inner dots stay; everything else is percent-encoded as UTF-8. A name that would be longer than
+    120 characters is cut and ends in a hash of the whole id, after `%%`, which no encoded name contains.
+
+    Raises:
+        StoreError: an empty id.
+    """
+    if not speaker:
+        raise StoreError("A speaker id is empty. Give every speaker an id.")
+    name = urllib.parse.quote(speaker, safe="", errors="surrogatepass").replace("~", "%7E")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if name.endswith("."):
+        name = name[:-1] + "%2E"
+    if len(name) > _LONGEST:
+        digest = hashlib.sha256(speaker.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        name = f"{name[: _LONGEST - 34]}%%{digest}"
+    return name
+
+
+def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False) -> None:
+    """Writes one Submodel as one Orbax checkpoint with its metadata.
+
+    Orbax writes beside `path` and renames when all is there, so a save that is killed leaves nothing that loads.
+
+    Args:
+        path: the folder to make; any path that Orbax can write (local, gs://, s3://).
+        stored: what to write.
+        overwrite: replace what is there, if it is the same speaker's.
+
+    Raises:
+        StoreError: something is there already, or another speaker's Submodel is, or the file system refused.
+    """
+    path = epath.Path(path)
+    if path.exists():
+        if not overwrite:
+            raise StoreError(f"'{path}' is there already. Choose another path, or overwrite.")
+        if submodel_metadata(path)["speaker"] != stored.speaker:
+            raise StoreError(
+                f"'{path}' holds the Submodel of another speaker than '{stored.speaker}'; not overwritten."
+            )
+    arrays = {
+        name: {key: np.asarray(value, np.float32) for key, value in weights.items()}
+        for name, weights in stored.submodel.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "base": stored.base,
+        "spec": spec_to_json(stored.spec),
+        "speaker": stored.speaker,
+        "training": stored.training,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        ocp.save(path, arrays, custom_metadata=metadata, overwrite=overwrite)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"The Submodel of '{stored.speaker}' could not be written to '{path}': {error}"
+        ) from error
+
+
+def submodel_metadata(path: Any) -> dict[str, Any]:
+    """The metadata of a stored Submodel, without its arrays.
+
+    Raises:
+        StoreError: nothing is there, or it is not a Submodel, or it is of a later version.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise StoreError(f"There is no Submodel at '{path}'.")
+    try:
+        data = ocp.metadata(path).custom_metadata
+    except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
+        raise StoreError(f"'{path}' is not a stored Submodel, or it is damaged: {error}") from error
+    if not isinstance(data, dict) or not {"format", "base", "spec", "speaker", "training"} <= data.keys():
+        raise StoreError(
+            f"'{path}' is a checkpoint, but not a Submodel: its metadata lacks what a Submodel's has."
+        )
+    if data["format"] > FORMAT:
+        raise StoreError(
+            f"'{path}' has format {data['format']}; this version of specialize reads up to {FORMAT}."
+        )
+    return data
+
+
+def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
+    """Reads one Submodel onto the host, whatever devices and processes it was written from.
+
+    Args:
+        path: its folder.
+        base: fingerprint of the base that it will be used with; None reads it without that check.
+
+    Raises:
+        StoreError: nothing is there, or it is damaged or of a later version.
+        FingerprintMismatch: it belongs to another base.
+    """
+    path = epath.Path(path)
+    metadata = submodel_metadata(path)
+    if base is not None and metadata["base"] != base:
+        raise FingerprintMismatch(
+            f"The Submodel at '{path}' was trained for the base {metadata['base']}, but this base is {base}. "
+            "Load it with the base that it was trained for, or train it again for this one."
+        )
+    try:
+        arrays = ocp.load(path)
+        submodel = {
+            name: {key: np.asarray(value) for key, value in weights.items()}
+            for name, weights in arrays.items()
+        }
+    except Exception as error:  # Orbax raises many types for damaged arrays.
+        raise StoreError(f"The Submodel at '{path}' is damaged: {error}") from error
+    return StoredSubmodel(
+        submodel,
+        spec_from_json(metadata["spec"]),
+        metadata["speaker"],
+        metadata["base"],
+        metadata["training"],
+    )
+
+
+class SubmodelStore:
+    """A folder of Submodels, one subfolder a speaker: `run/submodels`."""
+
+    def __init__(self, folder: Any):
+        self.folder = epath.Path(folder)
+
+    def path(self, speaker: str) -> epath.Path:
+        """Where the Submodel of `speaker` is, or would be."""
+        return self.folder / speaker_folder(speaker)
+
+    def save(self, stored: StoredSubmodel, *, overwrite: bool = False) -> None:
+        """Saves a Submodel under its speaker; see `save_submodel`."""
+        save_submodel(self.path(stored.speaker), stored, overwrite=overwrite)
+
+    def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
+        """Loads the Submodel of `speaker`; see `load_submodel`. Raises StoreError if what is there is another's."""
+        stored = load_submodel(self.path(speaker), base=base)
+        if stored.speaker != speaker:
+            raise StoreError(
+                f"'{self.path(speaker)}' holds the Submodel of '{stored.speaker}', not of '{speaker}': the file system does "
+                "not tell their names apart."
+            )
+        return stored
+
+    def __contains__(self, speaker: str) -> bool:
+        path = self.path(speaker)
+        return path.exists() and submodel_metadata(path)["speaker"] == speaker
+
+    def speakers(self) -> Iterator[str]:
+        """The speakers that have a finished Submodel here, in the order of their folders' names."""
+        if not self.folder.exists():
+            return
+        for path in sorted(self.folder.iterdir()):
+            try:
+                yield submodel_metadata(path)["speaker"]
+            except SpecializeError:
+                continue  # an unfinished save, or something that is no Submodel
+
+
+def with_training(stored: StoredSubmodel, **facts: Any) -> StoredSubmodel:
+    """A copy with more facts about its training."""
+    return dataclasses.replace(stored, training=stored.training | facts)

@@ -1,0 +1,105 @@
+"""An experiment: everything that a run is, in frozen dataclasses that the command line can override."""
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from specialize.corpus import CorpusConfig
+from specialize.errors import ConfigError
+from specialize.submodel.kinds import AnyKind, ResidualAdapter, spec_from_json, spec_to_json
+from specialize.train.jobs import HyperParameters
+from specialize.train.schedule import Stopping
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """How many jobs share the compiled step, and on how much data each steps."""
+
+    slots: int = 16
+    """S, jobs trained at the same time; a multiple of the number of devices. More speakers than slots queue."""
+    batch: int = 4
+    """B, utterances of each speaker in a step."""
+    refill: Literal["continuous", "waves"] = "continuous"
+    """Whether a free slot takes the next job at once or waits until all are free."""
+    chunk: int = 0
+    """Slots of a device that are computed together; 0 is all. Try 8 on a CPU with many slots."""
+
+    def __post_init__(self):
+        for name, least in (("slots", 1), ("batch", 1), ("chunk", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"cohort.{name}={getattr(self, name)}, but it must be at least {least}.")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A cohort of Submodels to train. The fields are what `specialize train FILE --help` lists."""
+
+    name: str
+    """Name of the run; its folder is `<runs>/<name>`."""
+    base: Path
+    """Base folder, as `specialize import-base` writes it."""
+    corpus: CorpusConfig
+    """Whose speech to train on."""
+    submodel: tyro.conf.AvoidSubcommands[AnyKind] = field(default_factory=ResidualAdapter)
+    """What kind of Submodel, where it goes and how large."""
+    hyper: HyperParameters = field(default_factory=HyperParameters)
+    """Hyper-parameters of every job."""
+    stop: Stopping = field(default_factory=Stopping)
+    """When a job ends."""
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    """Slots and batch."""
+    start: Path | None = None
+    """A stored Submodel of the same kind and sizes that every job starts from; None starts at no effect."""
+    context: Literal["needed", "full"] = "needed"
+    """Length that a Whisper encoder sees in training: what the batch needs, or always 30 s."""
+    runs: Path = Path("runs")
+    """Folder of runs."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too (extra `tensorboard`)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return self.runs / self.name
+
+
+def to_json(value: Any) -> Any:
+    """A configuration as JSON data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "where"):
+            return spec_to_json(value)
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(cls: Any, data: Any) -> Any:
+    """Reads `to_json`'s data back as an object of `cls`.
+
+    Raises:
+        ConfigError: a field that `cls` does not have.
+    """
+    origin = get_origin(cls)
+    if isinstance(data, dict) and "kind" in data:
+        return spec_from_json(data)
+    if dataclasses.is_dataclass(cls) and isinstance(data, dict):
+        hints = get_type_hints(cls)
+        unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"{getattr(cls, '__name__', cls)} has no field {', '.join(unknown)}.")
+        return cls(**{name: from_json(hints[name], value) for name, value in data.items()})
+    if origin in (Union, types.UnionType):
+        options = [option for option in get_args(cls) if option is not type(None)]
+        return None if data is None else from_json(options[0], data)
+    if origin is tuple:
+        return tuple(from_json(get_args(cls)[0], value) for value in data)
+    if cls is Path:
+        return Path(data)
+    return data

@@ -1,0 +1,215 @@
+"""The cohort step: one compiled program that advances S independent jobs.
+
+`jit` outside, `shard_map` over the mesh's speaker axis inside it, `vmap` over the local slots inside that. The base is
+replicated and everything with a slot axis is sharded, so independent jobs need no collective. `vmap` under `jit` alone
+would not do: XLA's partitioner gathers the operands of batched convolutions and FFTs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from specialize.base import Batch
+from specialize.base.architecture import Architecture, Augment
+from specialize.submodel import Dropout, Kind, Site, Submodel, init_submodel, inserted
+from specialize.submodel.bank import SPEAKER, check_slots, replicated, slot_sharding
+from specialize.submodel.insert import neutral
+from specialize.train.jobs import Hyper
+
+
+class CohortState(NamedTuple):
+    """All that a cohort carries from step to step; every leaf leads with S."""
+
+    submodel: Submodel
+    moments: optax.ScaleByAdamState
+    """Moments of Adam, a state of its own for each slot."""
+    step: Any
+    """int32 [S], steps that each job has made."""
+    skipped: Any
+    """int32 [S], steps that were not taken because loss or gradient was not finite."""
+    best: Submodel
+    """The Submodels at each job's best evaluation."""
+
+
+class Metrics(NamedTuple):
+    """What a step says of each slot, [S]."""
+
+    loss: Any
+    """Mean training loss per target token; NaN for an idle slot."""
+    grad_norm: Any
+    """Norm of the gradient before clipping."""
+    finite: Any
+    """bool, whether the step was taken."""
+
+
+_ADAM = optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-8)
+
+
+def learning_rate(hyper: Hyper, step: Any) -> Any:
+    """Linear warm-up, then half a cosine down to `final` of the peak at the job's last step."""
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper.warmup, 1.0))
+    along = jnp.clip((step - hyper.warmup) / jnp.maximum(hyper.steps - hyper.warmup, 1.0), 0.0, 1.0)
+    cosine = hyper.final + (1.0 - hyper.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * along))
+    return hyper.learning_rate * warm * cosine
+
+
+class Cohort:
+    """The compiled functions of a cohort of S slots. Nothing here knows which architecture the base has.
+
+    Args:
+        architecture: of the base.
+        spec: kind of the Submodels.
+        sites: where they go, from `find_sites`.
+        mesh: of one axis, from `speaker_mesh`.
+        slots: S, a multiple of the number of devices.
+        start: a Submodel that every job starts from; None starts at no effect.
+        random: whether any job uses dropout or SpecAugment. Without, the program draws no random numbers; a job with
+            strengths of 0 comes out the same either way.
+        chunk: how many slots of a device are computed together; the chunks follow one another. 0 is all. Small chunks
+            keep the activations in a CPU's cache.
+
+    Raises:
+        ConfigError: S does not fit the mesh.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        spec: Kind,
+        sites: list[Site],
+        mesh: Mesh,
+        slots: int,
+        *,
+        start: Submodel | None = None,
+        random: bool = True,
+        chunk: int = 0,
+    ):
+        check_slots(slots, mesh)
+        self.architecture, self.spec, self.sites, self.mesh, self.slots = architecture, spec, sites, mesh, slots
+        self._start = None if start is None else jax.tree.map(jnp.asarray, start)
+        self._random, self._chunk = random, chunk
+        self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
+        self.step = self._compile(self._slot_step, shared=(0, 4), donate=(1, 5))
+        """(params, state, hyper, active [S], anchor, batch) → (state, Metrics). State and batch are donated."""
+        self.evaluate = self._compile(self._slot_evaluate, shared=(0,))
+        """(params, bank, batch) → (loss total [S], token count [S])."""
+        self.evaluate_base = self._compile(self._slot_evaluate_base, shared=(0,))
+        """(params, batch) → (loss total [S], token count [S]), without any Submodel."""
+        self.reset = self._compile(self._slot_reset, donate=(0,))
+        """(state, hyper, mask bool [S]) → state; slots where the mask is set start anew."""
+        self.keep_best = self._compile(self._slot_keep_best, donate=(0,))
+        """(state, mask bool [S]) → state; slots where the mask is set remember their present Submodel as their best."""
+
+    def anchor(self) -> Submodel:
+        """What weight decay pulls towards: the start, or no effect. One Submodel, the same for all slots."""
+        if self._start is not None:
+            return self._start
+        return neutral(self.spec, init_submodel(self.spec, self.sites, jax.random.key(0)))
+
+    def empty_state(self) -> CohortState:
+        """A state with nothing in it; `reset` its slots before use."""
+        shapes = jax.eval_shape(jax.vmap(self._fresh), jnp.zeros((self.slots,), jnp.uint32))
+        make = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), out_shardings=self.sharding)
+        return make()
+
+    def place(self, tree: Any) -> Any:
+        """Lays host arrays [S, …] out on the mesh."""
+        return jax.device_put(tree, self.sharding)
+
+    def place_replicated(self, tree: Any) -> Any:
+        """Puts a copy of a tree on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def _compile(self, of_slot: Callable, *, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
+        """jit(shard_map(vmap(of_slot))); arguments at the positions `shared` are replicated and have no slot axis."""
+
+        def local(*arguments):
+            common = {i: arguments[i] for i in shared}
+            stacked = tuple(a for i, a in enumerate(arguments) if i not in shared)
+
+            def one(mapped):
+                rest = iter(mapped)
+                return of_slot(*(common[i] if i in shared else next(rest) for i in range(len(arguments))))
+
+            slots = jax.tree.leaves(stacked)[0].shape[0]
+            if self._chunk and self._chunk < slots:
+                return jax.lax.map(one, stacked, batch_size=self._chunk)
+            return jax.vmap(one)(stacked)
+
+        def specs(count):
+            return tuple(PartitionSpec() if i in shared else PartitionSpec(SPEAKER) for i in range(count))
+
+        def sharded(*arguments):
+            # The specs say how everything is laid out and nothing crosses slots, so there is nothing to check.
+            return jax.shard_map(
+                local,
+                mesh=self.mesh,
+                in_specs=specs(len(arguments)),
+                out_specs=PartitionSpec(SPEAKER),
+                check_vma=False,
+            )(*arguments)
+
+        return jax.jit(sharded, donate_argnums=donate)
+
+    def _fresh(self, seed: Any) -> CohortState:
+        submodel = self._start
+        if submodel is None:
+            submodel = init_submodel(self.spec, self.sites, jax.random.key(seed))
+        zero = jnp.zeros((), jnp.int32)
+        return CohortState(submodel, _adam_init(submodel), zero, zero, submodel)
+
+    def _slot_reset(self, state: CohortState, hyper: Hyper, mask: Any) -> CohortState:
+        return jax.tree.map(partial(jnp.where, mask), self._fresh(hyper.seed), state)
+
+    def _slot_keep_best(self, state: CohortState, mask: Any) -> CohortState:
+        return state._replace(best=jax.tree.map(partial(jnp.where, mask), state.submodel, state.best))
+
+    def _slot_evaluate(self, params: Any, bank: Submodel, batch: Batch) -> tuple[Any, Any]:
+        with inserted(self.spec, bank, params) as changed:
+            losses = self.architecture.losses(changed, batch)
+        return losses.total.sum(), losses.count.sum()
+
+    def _slot_evaluate_base(self, params: Any, batch: Batch) -> tuple[Any, Any]:
+        losses = self.architecture.losses(params, batch)
+        return losses.total.sum(), losses.count.sum()
+
+    def _slot_step(
+        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, batch: Batch
+    ) -> tuple[CohortState, Metrics]:
+        dropout, augment = None, None
+        if self._random:
+            # Keyed by job and step, never by slot.
+            key = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+            for_dropout, for_augment = jax.random.split(key)
+            dropout, augment = Dropout(for_dropout, hyper.dropout), Augment(for_augment, hyper.spec_augment)
+
+        def mean_loss(submodel):
+            with inserted(self.spec, submodel, params, dropout) as changed:
+                losses = self.architecture.losses(changed, batch, augment=augment)
+            return losses.total.sum() / jnp.maximum(losses.count.sum(), 1.0)
+
+        loss, gradient = jax.value_and_grad(mean_loss)(state.submodel)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        scale = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-12))
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+        direction, moments = _ADAM.update(gradient, state.moments)
+        rate = learning_rate(hyper, state.step)
+        moved = jax.tree.map(
+            lambda p, d, a: p - rate * (d + hyper.weight_decay * (p - a)), state.submodel, direction, anchor
+        )
+        taken = state._replace(submodel=moved, moments=moments, step=state.step + 1)
+        left = state._replace(step=state.step + active, skipped=state.skipped + (active & ~finite))
+        state = jax.tree.map(partial(jnp.where, active & finite), taken, left)
+        return state, Metrics(jnp.where(active, loss, jnp.nan), norm, finite)
+
+
+def _adam_init(submodel: Submodel) -> optax.ScaleByAdamState:
+    state = _ADAM.init(submodel)
+    assert isinstance(state, optax.ScaleByAdamState)
+    return state
