@@ -1,0 +1,22 @@
+"""Training: experiments, jobs, the compiled cohort step, the schedule of slots, and the loop."""
+
+from specialize.train.experiment import CohortConfig, Experiment
+from specialize.train.jobs import HyperParameters, Job
+from specialize.train.loop import CohortTrainer, Finished, train
+from specialize.train.run import Run
+from specialize.train.schedule import Schedule, Stopping
+from specialize.train.step import Cohort
+
+__all__ = [
+    "Cohort",
+    "CohortConfig",
+    "CohortTrainer",
+    "Experiment",
+    "Finished",
+    "HyperParameters",
+    "Job",
+    "Run",
+    "Schedule",
+    "Stopping",
+    "train",
+]

@@ -1,0 +1,302 @@
+"""`specialize …`: the commands, each a dataclass whose fields are its flags."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from specialize import __version__
+from specialize.errors import ConfigError, SpecializeError
+
+Positional = tyro.conf.Positional
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits 0 on success, 1 on an error that is explained in one sentence, 2 on wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"specialize {__version__}")
+        sys.exit(0)
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(f"specialize: there is no command '{name}'.\n\n{_overview()}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        COMMANDS[name](rest)
+    except SpecializeError as error:
+        print(f"specialize {name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"specialize {name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        [
+            "specialize: one frozen speech recogniser, and a small Submodel for each person.",
+            "",
+            "usage: specialize COMMAND …        (`specialize COMMAND --help` explains every flag)",
+            "",
+            *lines,
+        ]
+    )
+
+
+def load_experiment(file: Path) -> Any:
+    """The `experiment` that a Python file exposes.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be run, or it has no Experiment of that name.
+    """
+    from specialize.train import Experiment
+
+    if not file.is_file():
+        raise ConfigError(f"There is no experiment file '{file}'.")
+    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"'{file}' is not a Python file. An experiment is a .py file that exposes `experiment`.")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name while they are made.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SpecializeError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"'{file}' cannot be run: {type(error).__name__}: {error}") from error
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"'{file}' must expose `experiment`, a specialize.train.Experiment; it has {experiment!r}.")
+    return experiment
+
+
+def _choose_kind(words: list[str], experiment: Any) -> tuple[list[str], Any]:
+    """Takes `--submodel.kind KIND` out of the words: the flags of a kind depend on it, so it comes first."""
+    from specialize.submodel import KINDS
+    from specialize.submodel.kinds import kind_name
+
+    rest, chosen, words = [], None, list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag != "--submodel.kind":
+            rest.append(word)
+        elif equals:
+            chosen = value
+        elif words:
+            chosen = words.pop(0)
+        else:
+            raise ConfigError(f"--submodel.kind needs a value: {', '.join(KINDS)}.")
+    if chosen is None or chosen == kind_name(experiment.submodel):
+        return rest, experiment
+    if chosen not in KINDS:
+        raise ConfigError(f"--submodel.kind {chosen}: there is no such kind. Choose from {', '.join(KINDS)}.")
+    return rest, dataclasses.replace(experiment, submodel=KINDS[chosen]())
+
+
+def train(words: list[str]) -> None:
+    """Train a Submodel for each speaker: `specialize train experiments/FILE.py [--field value …]`."""
+    from specialize.train import Experiment
+    from specialize.train import train as run_training
+
+    if not words or words[0].startswith("-"):
+        print("usage: specialize train EXPERIMENT.py [--field value …]\n\nThe fields are the experiment's own:")
+        print("specialize train EXPERIMENT.py --help")
+        sys.exit(0 if words and words[0] in ("-h", "--help") else 2)
+    file = Path(words[0])
+    rest, experiment = _choose_kind(words[1:], load_experiment(file))
+
+    @dataclass(frozen=True)
+    class Train:
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+        overwrite: bool = False
+        """Replace the run of this name, if there is one."""
+
+    command = tyro.cli(
+        Train,
+        args=rest,
+        default=Train(experiment),
+        prog=f"specialize train {file}",
+        description="Train a Submodel for each speaker of the corpus, many at a time in one compiled step. "
+        "`--submodel.kind` chooses another kind of Submodel (residual-adapter, lora, bias-only, layer-norm-only, "
+        "full-weights); its own flags follow from it.",
+    )
+    run = run_training(command.experiment, overwrite=command.overwrite)
+    summary = run.read("summary.json")
+    print(
+        f"{summary['submodels']} Submodels in {summary['seconds']:.0f} s "
+        f"({summary['submodels_per_hour']:.0f} an hour), padding {summary['padded_share']:.1%}, "
+        f"slots busy {summary['slots_busy']:.1%}: {run.folder}"
+    )
+    print(f"next: specialize evaluate {run.folder}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run: word error rates of the base and of each Submodel."""
+
+    run: Positional[Path]
+    """Folder of the run, runs/<name>."""
+    base: Path | None = None
+    """Base folder, if it has moved since the run."""
+    manifest: Path | None = None
+    """Manifest, if it has moved since the run."""
+    split: Literal["test", "dev"] = "test"
+    """Which utterances to score. Choose recipes on dev and look at test once."""
+    text: bool = False
+    """Also print reference and hypotheses of every utterance, with the differences marked."""
+    groups: tuple[str, ...] | None = None
+    """Attributes of the manifest to group speakers by; default all that vary."""
+    batch: int = 16
+    """Utterances decoded at a time."""
+    resamples: int = 10_000
+    """Bootstrap resamples of the speakers."""
+
+
+def evaluate(words: list[str]) -> None:
+    """Score a run: WER of base and Submodels per speaker, with intervals; report.html."""
+    from specialize.score.evaluate import evaluate as score_run
+
+    command = tyro.cli(Evaluate, args=words, prog="specialize evaluate")
+    score_run(
+        command.run,
+        base=command.base,
+        manifest=command.manifest,
+        split=command.split,
+        show_text=command.text,
+        groups=command.groups,
+        batch=command.batch,
+        resamples=command.resamples,
+    )
+
+
+@dataclass(frozen=True)
+class Transcribe:
+    """Print the text of audio files, one line a file."""
+
+    base: Positional[Path]
+    """Base folder."""
+    audio: Positional[tuple[Path, ...]]
+    """Audio files of any format that libsndfile reads."""
+    submodel: Path | None = None
+    """Stored Submodel of the speaker, runs/<name>/submodels/<speaker>; without it the base transcribes."""
+    context: Literal["needed", "full"] = "needed"
+    """Length that the encoder sees: what the audio needs, or always 30 s."""
+    language: str | None = None
+    """Language of the speech, for a multilingual base; default the one chosen at import."""
+
+
+def transcribe(words: list[str]) -> None:
+    """Print the text of audio files, with or without a Submodel."""
+    from specialize.base import load_base
+    from specialize.serve import Recognizer
+
+    command = tyro.cli(Transcribe, args=words, prog="specialize transcribe")
+    if not command.audio:
+        raise ConfigError("Name at least one audio file.")
+    base = load_base(command.base).with_context(command.context)
+    recognizer = Recognizer(base, batch=min(8, len(command.audio)))
+    for text in recognizer.transcribe_batch(command.audio, [command.submodel] * len(command.audio)):
+        print(text)
+
+
+@dataclass(frozen=True)
+class ImportBase:
+    """Make a base folder from a Hugging Face checkpoint."""
+
+    source: Positional[str]
+    """Checkpoint folder, or a name on the Hugging Face hub."""
+    out: Positional[Path]
+    """Base folder to make."""
+    language: str = "en"
+    """Language that a multilingual checkpoint is prompted for."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Task that a multilingual checkpoint is prompted for."""
+
+
+def import_base(words: list[str]) -> None:
+    """Make a base folder from a Hugging Face checkpoint."""
+    from specialize.base import import_base as convert
+    from specialize.submodel import size
+
+    command = tyro.cli(ImportBase, args=words, prog="specialize import-base")
+    base = convert(command.source, command.out, language=command.language, task=command.task)
+    print(f"{command.out}: {size(base.params):,} parameters, fingerprint {base.fingerprint}")
+
+
+def corpus(words: list[str]) -> None:
+    """Read a manifest, build its data set, and list what is in it and what is wrong with it."""
+    from specialize.base import load_base
+    from specialize.corpus import CorpusConfig, open_corpus
+
+    @dataclass(frozen=True)
+    class Corpus:
+        manifest: Positional[Path]
+        """JSONL or CSV: audio, text, speaker; optional utterance, split, role and attributes."""
+        base: Path | None = None
+        """Also check texts and lengths against this base."""
+        corpus: Annotated[_without_manifest(CorpusConfig), tyro.conf.arg(name="")] = field(  # pyright: ignore
+            default_factory=lambda: _without_manifest(CorpusConfig)()
+        )
+        problems: int = 20
+        """How many problems to list."""
+
+    command = tyro.cli(Corpus, args=words, prog="specialize corpus", description=corpus.__doc__)
+    config = CorpusConfig(manifest=command.manifest, **vars(command.corpus))
+    opened = open_corpus(config, None if command.base is None else load_base(command.base))
+    for line in opened.summary_lines():
+        print(line)
+    for problem in opened.problems[: command.problems]:
+        print(f"  {problem}")
+    if len(opened.problems) > command.problems:
+        print(f"  … and {len(opened.problems) - command.problems} more; --problems lists more of them")
+
+
+def _without_manifest(cls: type) -> Any:
+    fields = [(f.name, f.type, f) for f in dataclasses.fields(cls) if f.name != "manifest"]
+    return dataclasses.make_dataclass("Selection", fields, frozen=True)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a base folder, a run or a stored Submodel is."""
+
+    path: Positional[Path]
+    """The folder."""
+    kind: Literal["residual-adapter", "lora", "bias-only", "layer-norm-only", "full-weights"] | None = None
+    """With a base: show where a Submodel of this kind would go, and its size."""
+    where: tuple[str, ...] | None = None
+    """With --kind: patterns of module paths instead of the kind's default."""
+
+
+def inspect(words: list[str]) -> None:
+    """Say what a base, a run or a Submodel is, and where a spec would insert."""
+    from specialize.inspect import describe
+
+    command = tyro.cli(Inspect, args=words, prog="specialize inspect")
+    for line in describe(command.path, kind=command.kind, where=command.where):
+        print(line)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "transcribe": transcribe,
+    "import-base": import_base,
+    "corpus": corpus,
+    "inspect": inspect,
+}
+
+if __name__ == "__main__":
+    main()
