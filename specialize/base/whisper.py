@@ -1,0 +1,170 @@
+"""Whisper (Radford et al. 2022, arXiv 2212.04356) as an architecture: losses and greedy decoding from audio."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from specialize.base.architecture import Augment, Losses
+from specialize.base.batch import Batch
+from specialize.base.frontend import LogMel
+from specialize.base.spec_augment import spec_augment
+from specialize.base.whisper_model import WhisperConfig, WhisperModel
+
+_WINDOW_SECONDS = 30
+_STRIDE = 320
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A Whisper of any size. Hashable; holds no parameters.
+
+    In the context `needed`, a row sees as much as its own audio and `tail` need, so that short utterances cost what
+    they are, and comes out the same whatever it is batched with. In `full`, every row is padded with silence to 30 s
+    and attends to all of it, as the reference does.
+    """
+
+    config: WhisperConfig
+    prompt: tuple[int, ...]
+    """Token ids that every transcript begins with: start, language and task where there are any, no timestamps."""
+    end: int
+    """Token id of the end of a transcript."""
+    suppress: tuple[int, ...] = ()
+    """Token ids that are never decoded."""
+    begin_suppress: tuple[int, ...] = ()
+    """Token ids that are not decoded first."""
+    context: Literal["needed", "full"] = "needed"
+    tail: float = 0.0
+    """Seconds of silence that a row keeps after its end in the context `needed`."""
+    tokens_per_second: float = 8.0
+    """Decoding of a row ends after so many tokens a second of its audio (and 8), for a decoder that repeats itself."""
+
+    sample_rate = 16_000
+
+    @property
+    def max_samples(self) -> int:
+        """30 s of samples, or what the encoder's positions allow."""
+        return min(self.config.max_source_positions * _STRIDE, _WINDOW_SECONDS * self.sample_rate)
+
+    @property
+    def max_labels(self) -> int:
+        """Positions of the decoder that the prompt leaves."""
+        return self.config.max_target_positions - len(self.prompt)
+
+    @cached_property
+    def model(self) -> WhisperModel:
+        """The Linen module."""
+        return WhisperModel(self.config)
+
+    @cached_property
+    def front_end(self) -> LogMel:
+        """Log-mel features."""
+        return LogMel(mels=self.config.num_mel_bins)
+
+    def init(self, key: Any) -> Any:
+        """Random parameters."""
+        mel = jnp.zeros((1, 2, self.config.num_mel_bins))
+        return self.model.init(key, mel, jnp.array([2]), jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def features(
+        self, audio: Float[Array, "B N"], samples: Int[Array, "B"]
+    ) -> tuple[Float[Array, "B T2 M"], Int[Array, "B"]]:
+        """Log-mel features and how many of their frames each row sees."""
+        n = audio.shape[1]
+        audio = jnp.where(jnp.arange(n)[None, :] < samples[:, None], audio, 0.0)
+        if self.context == "full":
+            audio = jnp.pad(audio, ((0, 0), (0, max(0, self.max_samples - n))))[:, : self.max_samples]
+            seen = jnp.full_like(samples, self.max_samples)
+            return self.front_end(audio, seen, window_is_full=True), self.front_end.frames(seen)
+        tail = int(self.tail * self.sample_rate)
+        length = min(-(-(n + tail) // _STRIDE) * _STRIDE, max(self.max_samples, n))
+        audio = jnp.pad(audio, ((0, 0), (0, max(0, length - n))))[:, :length]
+        seen = jnp.where(samples > 0, jnp.minimum(samples + tail, length), 0)
+        return self.front_end(audio, seen), self.front_end.frames(seen)
+
+    def encode(self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"]) -> Float[Array, "B T D"]:
+        """The encoder's result at 50 frames a second; frames after a row's own are without meaning."""
+        return self.model.apply({"params": params}, *self.features(audio, samples), method="encode")
+
+    def logits(
+        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], tokens: Int[Array, "B U"]
+    ) -> Float[Array, "B U V"]:
+        """Logits of the token after each of `tokens`, prompt included, by teacher forcing."""
+        mel, frames = self.features(audio, samples)
+        return self.model.apply({"params": params}, mel, frames, tokens)
+
+    def losses(self, params: Any, batch: Batch, *, augment: Augment | None = None) -> Losses:
+        """Cross-entropy of the labels (text and end) after the prompt, by teacher forcing.
+
+        Args:
+            params: of `model`.
+            batch: labels are text ids with the end, as the tokenizer makes them.
+            augment: SpecAugment in training; each row has randomness of its own.
+        """
+        mel, frames = self.features(batch.audio, batch.samples)
+        if augment is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(augment.key, jnp.arange(mel.shape[0]))
+            mel = jax.vmap(spec_augment, (0, 0, 0, None))(keys, mel, frames, augment.strength)
+        rows, u = batch.labels.shape
+        prompt = jnp.broadcast_to(jnp.array(self.prompt, jnp.int32)[None], (rows, len(self.prompt)))
+        valid = (jnp.arange(u)[None, :] < batch.label_lengths[:, None]) & (batch.samples > 0)[:, None]
+        labels = jnp.where(valid, batch.labels, self.end)
+        logits = self.model.apply({"params": params}, mel, frames, jnp.concatenate([prompt, labels[:, :-1]], axis=1))
+        each = optax.softmax_cross_entropy_with_integer_labels(logits[:, len(self.prompt) - 1 :], labels)
+        total = jnp.sum(jnp.where(valid, each, 0.0), axis=1)
+        return Losses(total, jnp.sum(valid, axis=1).astype(jnp.float32))
+
+    def decode(
+        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int
+    ) -> Int[Array, "B {max_tokens}"]:
+        """Greedy text ids, `end` after the end. One loop for all rows; it stops when the last row has ended.
+
+        Keys and values of the encoder are made once. A row ends at `end`, or when it has had as many tokens as its
+        length allows (`tokens_per_second`). Rows without audio end at once.
+        """
+        if max_tokens > self.max_labels:
+            raise ValueError(f"max_tokens={max_tokens}, but this base decodes at most {self.max_labels}.")
+        mel, frames = self.features(audio, samples)
+        encoded = self.model.apply({"params": params}, mel, frames, method="encode")
+        cross_mask = jnp.arange(encoded.shape[1])[None, None, :] < ((frames + 1) // 2)[:, None, None]
+        rows, start = audio.shape[0], len(self.prompt)
+        length = start + max_tokens
+        seconds = samples.astype(jnp.float32) / self.sample_rate
+        limit = jnp.minimum(max_tokens, jnp.ceil(self.tokens_per_second * seconds).astype(jnp.int32) + 8)
+        limit = jnp.where(samples > 0, limit, 0)
+
+        def advance(variables, tokens, at, encoded):
+            logits, changed = self.model.apply(
+                variables, tokens, encoded, cross_mask, length, at, method="decode", mutable=["cache"]
+            )
+            return logits[:, -1], {"params": params, "cache": changed["cache"]}
+
+        prompt = jnp.broadcast_to(jnp.array(self.prompt, jnp.int32)[None], (rows, start))
+        logits, variables = advance({"params": params}, prompt, jnp.int32(0), encoded)
+        first = self._pick(logits, self.suppress + self.begin_suppress)
+        ids = jnp.full((rows, max_tokens), self.end, jnp.int32)
+
+        def running(carry):
+            _, _, done, at, _ = carry
+            return jnp.any(~done) & (at < max_tokens)
+
+        def step(carry):
+            ids, token, done, at, cache = carry
+            token = jnp.where(done | (at >= limit), self.end, token)
+            done = token == self.end
+            ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, at))
+            logits, variables = advance({"params": params, "cache": cache}, token[:, None], start + at, None)
+            return ids, self._pick(logits, self.suppress), done, at + 1, variables["cache"]
+
+        carry = (ids, first, jnp.zeros((rows,), bool), jnp.int32(0), variables["cache"])
+        return jax.lax.while_loop(running, step, carry)[0]
+
+    def _pick(self, logits: Float[Array, "B V"], suppressed: tuple[int, ...]) -> Int[Array, "B"]:
+        allowed: Bool[np.ndarray, "V"] = np.ones((self.config.vocab_size,), bool)
+        allowed[list(suppressed)] = False
+        return jnp.argmax(jnp.where(allowed[None], logits, -jnp.inf), axis=-1).astype(jnp.int32)
