@@ -289,7 +289,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         chunk=experiment.cohort.chunk,
     )
     schedule = Schedule(jobs, slots, experiment.stop, experiment.cohort.refill)
-    shapes = Shapes.of(u.samples for s in corpus.speakers for u in (*s.train, *s.dev))
+    shapes = Shapes.of(u for s in corpus.speakers for u in (*s.train, *s.dev))
     trainer = CohortTrainer(base, corpus, cohort, schedule, experiment.cohort.batch, shapes)
 
     run = Run.create(experiment, base=base.fingerprint, overwrite=overwrite)

@@ -1,0 +1,166 @@
+"""A manifest as a TFDS data set in ArrayRecord files, decoded and resampled once. Needs no TensorFlow."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from specialize.corpus.audio import read_audio
+from specialize.corpus.manifest import Problem, Row, read_manifest
+from specialize.errors import CorpusError
+
+FORMAT = "1.0.0"
+"""Version of what is stored; another version is built anew."""
+
+
+class ManifestCorpus(tfds.core.GeneratorBasedBuilder):
+    """The utterances of one manifest: PCM of 16 bits at one rate, text, speaker and the line they come from.
+
+    Broken audio is left out and added to `problems`.
+    """
+
+    VERSION = tfds.core.Version(FORMAT)
+
+    def __init__(self, rows: list[Row], sample_rate: int, **kwargs: Any):
+        self._rows, self._sample_rate = rows, sample_rate
+        self.problems: list[Problem] = []
+        self.index: list[tuple[int, int]] = []
+        """(line, samples) of every stored utterance, in order."""
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "line": np.int64,
+                "utterance": tfds.features.Text(),
+                "speaker": tfds.features.Text(),
+                "text": tfds.features.Text(),
+                # Little-endian PCM; a Tensor of numbers would be stored as one varint each.
+                "pcm": tfds.features.Tensor(shape=(), dtype=np.bytes_),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {"utterances": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        rows = iter(self._rows)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # A window of rows at a time: `map` over all would read ahead without bound.
+            while window := list(islice(rows, 64)):
+                for row, audio in zip(window, pool.map(self._read, window), strict=True):
+                    if isinstance(audio, str):
+                        self.problems.append(Problem(row.line, row.utterance, row.speaker, audio))
+                        continue
+                    self.index.append((row.line, audio.size))
+                    yield row.line, {
+                        "line": row.line,
+                        "utterance": row.utterance,
+                        "speaker": row.speaker,
+                        "text": row.text,
+                        "pcm": audio.tobytes(),
+                    }
+
+    def _read(self, row: Row) -> Any:
+        try:
+            audio = read_audio(row.audio, self._sample_rate)
+        except CorpusError as error:
+            return str(error)
+        return np.rint(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype("<i2")
+
+
+@dataclass(frozen=True)
+class BuiltCorpus:
+    """A manifest and its data set."""
+
+    rows: list[Row]
+    """Usable rows, in the order of `source`."""
+    samples: list[int]
+    """Length of each."""
+    problems: list[Problem]
+    source: Any
+    """Random access: `source[i]['pcm']` is row i's audio."""
+    sample_rate: int
+
+    def audio(self, index: int) -> np.ndarray:
+        """float32 [N] samples of row `index`, in [-1, 1]. May be called from several threads."""
+        return np.frombuffer(self.source[index]["pcm"], "<i2").astype(np.float32) / 32768
+
+
+def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:
+    """Opens the data set of a manifest, building it if it is not in the cache.
+
+    The cache is keyed by the manifest, the sizes and times of its audio files, the rate and the version of the format.
+    A data set is built beside its place and renamed, so that one that was killed is never opened, and two processes
+    may build at the same time.
+
+    Raises:
+        CorpusError: the manifest cannot be used, or no utterance has audio that can be read.
+    """
+    manifest = Path(manifest)
+    rows, problems = read_manifest(manifest)
+    folder = Path(cache) / _key(manifest, rows, sample_rate)
+    if not (folder / "index.json").is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        _build(rows, sample_rate, folder)
+    stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    broken = [Problem(**problem) for problem in stored["problems"]]
+    problems = sorted([*problems, *broken], key=lambda p: p.line)
+    by_line = {row.line: row for row in rows}
+    kept = [by_line[line] for line, _ in stored["index"]]
+    source = tfds.builder_from_directory(folder / stored["data"]).as_data_source(split="utterances")
+    return BuiltCorpus(kept, [samples for _, samples in stored["index"]], problems, source, sample_rate)
+
+
+def _build(rows: list[Row], sample_rate: int, folder: Path) -> None:
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        builder = ManifestCorpus(rows, sample_rate, data_dir=beside)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        tfds.disable_progress_bar()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
+                builder.download_and_prepare(download_config=config)
+        except Exception as error:
+            if builder.problems and not builder.index:
+                first = builder.problems[0]
+                raise CorpusError(f"No audio of the manifest can be read; the first is line {first.line}: {first.reason}")
+            raise CorpusError(f"The data set could not be built in '{beside}': {error}") from error
+        index = {
+            "data": str(Path(builder.data_dir).relative_to(beside)),
+            "problems": [asdict(problem) for problem in builder.problems],
+            "index": builder.index,
+        }
+        (beside / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        beside.chmod(0o755)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if not (folder / "index.json").is_file():
+                raise
+            # Another process was faster, with the same data.
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _key(manifest: Path, rows: list[Row], sample_rate: int) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {sample_rate}".encode())
+    digest.update(manifest.read_bytes())
+    for row in rows:
+        stat = row.audio.stat()
+        digest.update(f"{row.line} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return f"{manifest.stem}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,38 @@
+"""Which speech a run is about."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """A manifest and the part of it to use."""
+
+    manifest: Path
+    """JSONL or CSV file, an utterance a line: audio, text, speaker; optional utterance, split, role, attributes."""
+    role: str | None = None
+    """Only utterances whose `role` in the manifest is this."""
+    speakers: tuple[str, ...] = ()
+    """Only these speakers; none named means all."""
+    limit: int | None = None
+    """Only the first so many speakers, in the order of the manifest."""
+    pool: str | None = None
+    """Treat all chosen speakers as one of this name: how one Submodel for many people is trained."""
+    text: Literal["sentence", "verbatim"] = "sentence"
+    """Training targets as sentences (capital, full stop), as Whisper writes them, or exactly as in the manifest."""
+    cache: Path | None = None
+    """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
+    strict: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
+    """Stop at bad utterances instead of leaving them out and listing them."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder for decoded corpora."""
+        if self.cache is not None:
+            return self.cache
+        root = os.environ.get("SPECIALIZE_CACHE")
+        return (Path(root) if root else Path.home() / ".cache" / "specialize") / "corpora"
