@@ -1,0 +1,132 @@
+"""Measurements of a run as they come: one JSON object a line, and TensorBoard."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from specialize.errors import ConfigError, SpecializeError
+
+NOT_FINITE = "not_finite"
+"""Key of a line that names its values that are not finite, as {key: 'nan' | 'inf' | '-inf'}."""
+
+_BLOCK = 1 << 16
+
+
+class MetricsLog:
+    """Appends flat records to a file, one JSON object a line, each on disk before `write` returns to its caller.
+
+    JSON has no NaN and no infinity: such a value is written as null, and the key `not_finite` of the same line says
+    what it was. `read_metrics` puts it back. A last line without its end, which a killed process leaves, is cut off
+    when the file is opened.
+    """
+
+    def __init__(self, path: Path):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record.
+
+        Args:
+            record: values are strings, bools, None, or Python or NumPy numbers.
+
+        Raises:
+            ValueError: a key is `not_finite`, or a value is none of these.
+        """
+        self._file.write(json.dumps(_encode(record), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a file that `MetricsLog` wrote, with NaN and infinities as floats again.
+
+    A last line that is still being written is passed over.
+
+    Raises:
+        SpecializeError: another line is not a JSON object.
+        FileNotFoundError: there is no such file.
+    """
+    text = Path(path).read_bytes()
+    records = []
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError
+        except ValueError:
+            raise SpecializeError(
+                f"Line {number} of '{path}' is {line[:80]!r}, but a JSON object was expected. Remove the line."
+            ) from None
+        lost = record.pop(NOT_FINITE, {})
+        records.append(record | {key: float(value) for key, value in lost.items()})
+    return records
+
+
+class TensorBoardLog:
+    """Scalars for TensorBoard, through tensorboardX, which needs no TensorFlow.
+
+    Raises:
+        ConfigError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "TensorBoard was asked for, but tensorboardX is not installed. "
+                "Run `pip install tensorboardX`, or leave out --tensorboard."
+            ) from None
+        self._writer = SummaryWriter(str(folder))
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Adds a point to the curve `name`; a value that is not finite is left out, for no plot can show it."""
+        if math.isfinite(value):
+            self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        self._writer.close()
+
+
+def _encode(record: dict[str, Any]) -> dict[str, Any]:
+    if NOT_FINITE in record:
+        raise ValueError(f"The key '{NOT_FINITE}' of a record is kept for the log itself. Give the value another name.")
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in record.items()}
+    for key, value in plain.items():
+        if not (value is None or isinstance(value, str | bool | int | float)):
+            raise ValueError(f"'{key}' is {value!r}, but a metric is a number, a string, a bool or None.")
+    lost = {key: str(value) for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
+    if not lost:
+        return plain
+    return plain | dict.fromkeys(lost) | {NOT_FINITE: lost}
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Shortens a file to the end of its last whole line, reading from the end only."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
