@@ -91,13 +91,14 @@ class Progress:
         best: float | None,
     ) -> None:
         """Notes how far a slot is: its speaker (None where it is free), steps, losses, and the best dev loss so far."""
+        name = None if speaker is None else _printable(speaker)
         with self._lock:
             slot = self._slots[index]
-            same = speaker is not None and speaker == slot.speaker and step >= slot.step
+            same = name is not None and name == slot.speaker and step >= slot.step
             slot.total += step - slot.step if same else step
             if not same:
                 slot.looks.clear()
-            slot.speaker = None if speaker is None else _printable(speaker)
+            slot.speaker = name
             slot.step, slot.max_steps = step, max_steps
             slot.train_loss, slot.dev_loss, slot.best = train_loss, dev_loss, best
             if dev_loss is not None and math.isfinite(dev_loss):

@@ -1,0 +1,226 @@
+"""Plots as inline SVG. Shapes and positions carry what colours say; colours come from the page's style sheet."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from specialize.score.terminal import by_gain, percent
+
+ROWS = 48
+"""Up to so many speakers have a row of their own in the plot of changes."""
+
+Curve = Sequence[tuple[int, float | None, float | None]]
+"""(step, train loss, dev loss) of one speaker."""
+
+_WIDTH = 860.0
+
+
+def changes(speakers: dict[str, dict[str, Any]]) -> Markup:
+    """WER of every speaker, base and personalised, sorted by the change: a row each, or a thin column if many."""
+    rows = [(speaker, row) for speaker, row in by_gain(speakers) if row["wer"] is not None]
+    top = _ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
+    return _dumbbells(rows, top) if len(rows) <= ROWS else _columns(rows, top)
+
+
+def scatter(speakers: dict[str, dict[str, Any]]) -> Markup:
+    """Personalised against base WER, a mark for each speaker; under the diagonal is better."""
+    rows = [(speaker, row) for speaker, row in speakers.items() if row["wer"] is not None]
+    top = _ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
+    size, left, above = 360.0, 62.0, 14.0
+    parts = [*_grid(left, above, size, size, top, top)]
+    parts.append(_line(left, above + size, left + size, above, "diagonal"))
+    for speaker, row in rows:
+        x, y = left + size * row["base_wer"] / top, above + size * (1 - row["wer"] / top)
+        parts.append(_mark(x, y, row["wer"] - row["base_wer"], _title(speaker, row)))
+    parts.append(_text(left + size / 2, above + size + 40, "WER of the base", "middle"))
+    parts.append(
+        Markup('<text class="axis" transform="translate(14 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>').format(
+            above + size / 2, "personalised WER"
+        )
+    )
+    better = sum(row["wer"] < row["base_wer"] for _, row in rows)
+    label = f"Scatter of personalised against base WER of {len(rows)} speakers; {better} lie under the diagonal."
+    return _svg(left + size + 14, above + size + 48, label, parts)
+
+
+def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
+    """Loss against step of every speaker as thin lines, with the median as a thick one.
+
+    Args:
+        curves: {speaker: points}.
+        which: 1 for the train loss, 2 for the dev loss.
+
+    Returns:
+        The plot; None if no point has such a loss.
+    """
+    lines = {
+        speaker: [(point[0], value) for point in points if (value := point[which]) is not None and math.isfinite(value)]
+        for speaker, points in curves.items()
+    }
+    lines = {speaker: points for speaker, points in lines.items() if points}
+    if not lines:
+        return None
+    values = sorted(value for points in lines.values() for _, value in points)
+    last = max(step for points in lines.values() for step, _ in points) or 1
+    top = _ceiling(min(values[-1], 4 * values[int(0.9 * (len(values) - 1))]) or 1.0)
+    width, height, left, above = 360.0, 240.0, 62.0, 14.0
+
+    def place(step: float, value: float) -> str:
+        return f"{left + width * step / last:.1f},{above + height * (1 - min(value, top) / top):.1f}"
+
+    parts = [*_grid(left, above, width, height, float(last), top, shares=False)]
+    faint = max(0.08, min(0.6, 12 / len(lines)))
+    for speaker, points in lines.items():
+        path = " ".join(place(step, value) for step, value in points)
+        parts.append(
+            Markup('<polyline class="curve" style="opacity:{:.2f}" points="{}"><title>{}</title></polyline>').format(
+                faint, path, speaker
+            )
+        )
+    by_step: dict[int, list[float]] = {}
+    for points in lines.values():
+        for step, value in points:
+            by_step.setdefault(step, []).append(value)
+    middle = {step: _median(losses) for step, losses in sorted(by_step.items()) if 2 * len(losses) >= len(lines)}
+    path = " ".join(place(step, value) for step, value in middle.items())
+    parts.append(Markup('<polyline class="median" points="{}"/>').format(path))
+    name = ("", "train loss", "dev loss")[which]
+    parts.append(_text(left + width / 2, above + height + 40, f"step ({name} a token)", "middle"))
+    label = f"{name.capitalize()} of {len(lines)} speakers against steps"
+    if len(middle) > 1:
+        first, final = next(iter(middle.values())), list(middle.values())[-1]
+        label += f"; the median goes from {first:.3f} to {final:.3f} at step {max(middle)}"
+    return _svg(left + width + 14, above + height + 48, label + ".", parts)
+
+
+def reduction_bar(row: dict[str, Any]) -> Markup:
+    """A relative reduction with its interval, on an axis from -100% to 100%, for a cell of a table."""
+    value, ends = row["relative_reduction"], row["relative_reduction_interval"]
+    if value is None:
+        return Markup("")
+    width, height = 150.0, 18.0
+
+    def x(share: float) -> float:
+        return width / 2 + max(-1.0, min(1.0, share)) * (width / 2 - 5)
+
+    parts = [_line(width / 2, 0, width / 2, height, "grid")]
+    if ends is not None:
+        parts.append(_line(x(ends[0]), height / 2, x(ends[1]), height / 2, "range"))
+        parts += [_line(x(end), height / 2 - 4, x(end), height / 2 + 4, "range") for end in ends]
+    parts.append(Markup('<circle class="submodel" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(x(value), height / 2))
+    return _svg(width, height, f"{percent(value)} on an axis from -100% to 100%", parts, fixed=True)
+
+
+def _dumbbells(rows: Sequence[tuple[str, dict[str, Any]]], top: float) -> Markup:
+    left, above, step = 150.0, 14.0, 20.0
+    width, height = _WIDTH - left - 64, step * len(rows)
+    parts = [*_grid(left, above, width, height, top, None)]
+    for index, (speaker, row) in enumerate(rows):
+        y = above + step * (index + 0.5)
+        base, mine = (left + width * row[name] / top for name in ("base_wer", "wer"))
+        name = speaker if len(speaker) <= 20 else speaker[:19] + "…"
+        parts.append(_text(left - 10, y + 4, name, "end"))
+        parts.append(_line(base, y, mine, y, "range"))
+        parts.append(Markup('<circle class="base" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(base, y))
+        parts.append(_mark(mine, y, row["wer"] - row["base_wer"], _title(speaker, row)))
+        parts.append(_text(left + width + 12, y + 4, f"{100 * (row['wer'] - row['base_wer']):+.1f}", "start"))
+    parts.append(_text(left + width / 2, above + height + 40, "WER", "middle"))
+    return _svg(_WIDTH, above + height + 48, _label(rows), parts)
+
+
+def _columns(rows: Sequence[tuple[str, dict[str, Any]]], top: float) -> Markup:
+    left, above, height = 62.0, 14.0, 320.0
+    width = _WIDTH - left - 14
+    step = width / len(rows)
+    parts = [*_grid(left, above, width, height, None, top)]
+    for index, (speaker, row) in enumerate(rows):
+        x = left + step * (index + 0.5)
+        base, mine = (above + height * (1 - row[name] / top) for name in ("base_wer", "wer"))
+        parts.append(_line(x, base, x, mine, "range"))
+        radius = max(1.3, min(3.0, 0.4 * step))
+        parts.append(Markup('<circle class="base" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"/>').format(x, base, radius))
+        parts.append(_mark(x, mine, row["wer"] - row["base_wer"], _title(speaker, row), radius))
+    caption = f"{len(rows)} speakers, from most gain to most loss"
+    parts.append(_text(left + width / 2, above + height + 24, caption, "middle"))
+    return _svg(_WIDTH, above + height + 34, _label(rows), parts)
+
+
+def _label(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    gains = [row["wer"] - row["base_wer"] for _, row in rows]
+    text = f"WER of {len(rows)} speakers with the base and personalised, sorted by the change."
+    if gains:
+        text += f" The changes go from {100 * gains[0]:+.1f} to {100 * gains[-1]:+.1f} points."
+    return text + " The table of speakers has the same figures."
+
+
+def _title(speaker: str, row: dict[str, Any]) -> str:
+    return f"{speaker}: {percent(row['base_wer'])} to {percent(row['wer'])} of {row['words']} words"
+
+
+def _mark(x: float, y: float, change: float, title: str, radius: float = 4.5) -> Markup:
+    """A circle where the WER fell, a triangle where it rose, a square where it stayed."""
+    if change < 0:
+        shape = Markup('<circle class="submodel" cx="{:.1f}" cy="{:.1f}" r="{:.1f}">').format(x, y, radius)
+        return shape + Markup("<title>{}</title></circle>").format(title)
+    r = radius * 1.2
+    if change > 0:
+        points = f"{x:.1f},{y - r:.1f} {x + r:.1f},{y + r:.1f} {x - r:.1f},{y + r:.1f}"
+        return Markup('<polygon class="harmed" points="{}"><title>{}</title></polygon>').format(points, title)
+    shape = Markup('<rect class="unchanged" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">')
+    shape = shape.format(x - radius, y - radius, 2 * radius, 2 * radius)
+    return shape + Markup("<title>{}</title></rect>").format(title)
+
+
+def _grid(
+    left: float,
+    above: float,
+    width: float,
+    height: float,
+    x_top: float | None,
+    y_top: float | None,
+    shares: bool = True,
+) -> Iterable[Markup]:
+    """Grid lines with their values; `shares` says that values are shares, on x too."""
+    if x_top is not None:
+        for value in _ticks(x_top):
+            x = left + width * value / x_top
+            yield _line(x, above, x, above + height, "grid")
+            yield _text(x, above + height + 18, f"{100 * value:.3g}%" if shares else f"{value:g}", "middle")
+    if y_top is not None:
+        for value in _ticks(y_top):
+            y = above + height * (1 - value / y_top)
+            yield _line(left, y, left + width, y, "grid")
+            yield _text(left - 8, y + 4, f"{100 * value:.3g}%" if shares else f"{value:g}", "end")
+
+
+def _ticks(top: float) -> list[float]:
+    """Round values from 0 to `top`."""
+    raw = top / 5
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(magnitude * m for m in (1, 2, 5, 10) if magnitude * m >= raw * 0.999)
+    return [step * index for index in range(math.floor(top / step * 1.0001) + 1)]
+
+
+def _ceiling(value: float) -> float:
+    return max(value, 0.01) * 1.05
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(style, x1, y1, x2, y2)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text class="axis" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _svg(width: float, height: float, label: str, parts: Iterable[Markup], *, fixed: bool = False) -> Markup:
+    style = f"width:{width:.0f}px" if fixed else f"width:100%;max-width:{width:.0f}px"
+    start = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" style="{}" role="img" aria-label="{}">')
+    return start.format(width, height, style, label) + Markup("").join(parts) + Markup("</svg>")

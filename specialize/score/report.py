@@ -1,0 +1,155 @@
+"""The report of a run: one HTML file that needs nothing else, not even a network."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from specialize.score import plots
+from specialize.score.counts import Counts, count_words, normalizer
+from specialize.score.results import write_atomically
+from specialize.score.terminal import align, by_gain, interval, percent, printable
+from specialize.score.transcript import Transcript
+
+EXAMPLES = 24
+"""At most so many utterances are shown."""
+
+
+def write_report(
+    path: Path,
+    results: dict[str, Any],
+    transcripts: Sequence[Transcript],
+    curves: dict[str, plots.Curve] | None = None,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Writes the report, whole or not at all.
+
+    Args:
+        path: the HTML file.
+        results: of `score`.
+        transcripts: what was scored; the examples come from them.
+        curves: {speaker: [(step, train loss, dev loss)]}, losses per token; None where there is none.
+        about: facts of the run, shown in their order by their keys, with `_` as a space; `None` is left out. These keys have a
+            place of their own: `name` is the title, `command` the command line (a string or its words), `problems`
+            a list of {line, utterance, speaker, reason}, `quarantined` a list of speakers whose training failed.
+    """
+    about = dict(about or {})
+    title = str(about.pop("name", "")) or "Run"
+    problems, quarantined = about.pop("problems", None) or [], about.pop("quarantined", None) or []
+    command = about.pop("command", None)
+    curves = curves or {}
+    facts = {key.replace("_", " "): _fact(key, value) for key, value in about.items() if value is not None}
+    training = [plot for which in (2, 1) if (plot := plots.training_curves(curves, which)) is not None]
+    page = _template().render(
+        title=printable(title),
+        pooled=results["pooled"],
+        results=results,
+        headline=headline(results["pooled"]),
+        speakers=by_gain(results["speakers"]),
+        attributes=sorted({name for row in results["speakers"].values() for name in row["attributes"]}),
+        changes=plots.changes(results["speakers"]),
+        many=sum(row["wer"] is not None for row in results["speakers"].values()) > plots.ROWS,
+        scatter=plots.scatter(results["speakers"]),
+        training=training,
+        examples=examples(transcripts, results["language"]),
+        shown=len(transcripts),
+        facts=facts,
+        command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
+        problems=[problem if isinstance(problem, dict) else vars(problem) for problem in problems],
+        quarantined=quarantined,
+    )
+    write_atomically(path, page)
+
+
+def headline(pooled: dict[str, Any]) -> str:
+    """The result in a sentence or two, with intervals."""
+    people = f"{pooled['speakers']} speaker{'' if pooled['speakers'] == 1 else 's'}"
+    if pooled["base_wer"] is None:
+        return "No reference has a word after normalisation, so there is no word error rate."
+    text = f"Over {people}, the word error rate goes from {percent(pooled['base_wer'])}"
+    text += _with_interval(pooled["base_wer_interval"]) + f" with the base to {percent(pooled['wer'])}"
+    text += _with_interval(pooled["wer_interval"]) + " personalised"
+    reduction = pooled["relative_reduction"]
+    if reduction is None:
+        text += "."
+    else:
+        change = "reduction" if reduction >= 0 else "increase"
+        ends = pooled["relative_reduction_interval"]
+        if ends is not None and reduction < 0:
+            ends = [-ends[1], -ends[0]]
+        text += f": a relative {change} of {percent(abs(reduction))}" + _with_interval(ends) + "."
+    missing = pooled["reasons"].get("relative_reduction_interval")
+    return text + (f" There is no interval of the reduction: {missing}." if missing and reduction is not None else "")
+
+
+def examples(transcripts: Sequence[Transcript], language: str) -> list[dict[str, Any]]:
+    """Utterances to look at: a third each of most gain, most loss, and those the base already had nearly right or not.
+
+    The texts are normalised, for that is what the error rates count.
+    """
+    normalize = normalizer(language)
+    rows = []
+    for transcript in transcripts:
+        said, base, mine = (normalize(t) for t in (transcript.reference, transcript.base, transcript.personalised))
+        if said:
+            rows.append((transcript, said, base, mine, count_words(said, base), count_words(said, mine)))
+
+    def change(row: tuple[Transcript, str, str, str, Counts, Counts]) -> tuple[int, str]:
+        return (row[5].errors - row[4].errors, row[0].utterance)
+
+    rows.sort(key=change)
+    gained = [row for row in rows if change(row)[0] < 0][: EXAMPLES // 3]
+    lost = [row for row in rows if change(row)[0] > 0][-(EXAMPLES // 3) :][::-1]
+    same = [row for row in rows if change(row)[0] == 0]
+    spread = [same[round(i * (len(same) - 1) / 7)] for i in range(8)] if len(same) > 8 else same
+    sections = (("fewer errors than the base", gained), ("more errors than the base", lost), ("no change", spread))
+    return [
+        {
+            "kind": kind,
+            "utterance": transcript.utterance,
+            "speaker": transcript.speaker,
+            "used": transcript.used,
+            "reference": said,
+            "base": align(said, base),
+            "personalised": align(said, mine),
+            "base_errors": base_counts.errors,
+            "errors": counts.errors,
+        }
+        for kind, part in sections
+        for transcript, said, base, mine, base_counts, counts in part
+    ]
+
+
+def _with_interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f" (95% interval {interval(ends)})"
+
+
+def _fact(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if "share" in key or key.endswith("busy"):
+            return percent(value)
+        return f"{value:,.1f}" if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    bar: Any = plots.reduction_bar
+    environment.filters.update(percent=percent, interval=interval, printable=lambda text: printable(str(text)))
+    environment.globals.update(reduction_bar=bar, Markup=Markup)
+    return environment.get_template("report.html.jinja")
