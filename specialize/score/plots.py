@@ -17,29 +17,74 @@ Curve = Sequence[tuple[int, float | None, float | None]]
 _WIDTH = 860.0
 
 
+def dumbbells(speakers: dict[str, dict[str, Any]]) -> Markup | None:
+    """WER of every speaker, base and personalised, a row each, sorted by the change; None if they are too many."""
+    rows = _scored(speakers)
+    if not 0 < len(rows) <= ROWS:
+        return None
+    top = _top(rows)
+    left, above, step = 150.0, 14.0, 20.0
+    width, height = _WIDTH - left - 64, step * len(rows)
+    parts = [*_grid(left, above, width, height, top, None)]
+    for index, (speaker, row) in enumerate(rows):
+        y = above + step * (index + 0.5)
+        base, mine = (left + width * row[name] / top for name in ("base_wer", "wer"))
+        name = speaker if len(speaker) <= 20 else speaker[:19] + "…"
+        parts.append(_text(left - 10, y + 4, name, "end"))
+        parts.append(_line(base, y, mine, y, "range"))
+        parts.append(Markup('<circle class="base" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(base, y))
+        parts.append(_mark(mine, y, _change(row), _title(speaker, row)))
+        parts.append(_text(left + width + 12, y + 4, f"{100 * _change(row):+.1f}", "start"))
+    parts.append(_text(left + width / 2, above + height + 40, "WER", "middle"))
+    label = f"WER of {len(rows)} speakers with the base and personalised, sorted by the change. "
+    return _svg(_WIDTH, above + height + 48, label + "The table of speakers has the same figures.", parts)
+
+
 def changes(speakers: dict[str, dict[str, Any]]) -> Markup:
-    """WER of every speaker, base and personalised, sorted by the change: a row each, or a thin column if many."""
-    rows = [(speaker, row) for speaker, row in by_gain(speakers) if row["wer"] is not None]
-    top = _ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
-    return _dumbbells(rows, top) if len(rows) <= ROWS else _columns(rows, top)
+    """Change of the WER of every speaker, sorted, a bar each: down is better."""
+    rows = _scored(speakers)
+    gains = [_change(row) for _, row in rows] or [0.0]
+    low, high = min(gains[0], -0.01) * 1.05, max(gains[-1], 0.01) * 1.05
+    left, above, width, height = 62.0, 14.0, 360.0, 360.0
+
+    def place(change: float) -> float:
+        return above + height * (high - change) / (high - low)
+
+    parts = []
+    step = _ticks(high - low)[1]
+    for index in range(math.ceil(low / step), math.floor(high / step) + 1):
+        y = place(index * step)
+        parts.append(_line(left, y, left + width, y, "range" if index == 0 else "grid"))
+        parts.append(_text(left - 8, y + 4, f"{100 * index * step:+.3g}" if index else "0", "end"))
+    wide = width / len(gains)
+    bar = Markup('<rect class="{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"><title>{}</title></rect>')
+    for index, (speaker, row) in enumerate(rows):
+        change = _change(row)
+        style = "submodel" if change < 0 else "harmed"
+        top, bottom = place(max(change, 0.0)), place(min(change, 0.0))
+        x, thick = left + wide * (index + 0.1), min(0.8 * wide, 40.0) if wide > 3 else wide
+        parts.append(bar.format(style, x, top, thick, bottom - top, _title(speaker, row)))
+    parts.append(_text(left + width / 2, above + height + 40, "speakers, from most gain to most loss", "middle"))
+    parts.append(_upright(14, above + height / 2, "change of the WER, points"))
+    label = (
+        f"Change of the WER of {len(rows)} speakers, sorted: {100 * gains[0]:+.1f} to {100 * gains[-1]:+.1f} points."
+    )
+    return _svg(left + width + 14, above + height + 48, label, parts)
 
 
 def scatter(speakers: dict[str, dict[str, Any]]) -> Markup:
     """Personalised against base WER, a mark for each speaker; under the diagonal is better."""
-    rows = [(speaker, row) for speaker, row in speakers.items() if row["wer"] is not None]
-    top = _ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
+    rows = _scored(speakers)
+    top = _top(rows)
     size, left, above = 360.0, 62.0, 14.0
     parts = [*_grid(left, above, size, size, top, top)]
     parts.append(_line(left, above + size, left + size, above, "diagonal"))
+    radius = 4.5 if len(rows) <= 100 else 3.0
     for speaker, row in rows:
         x, y = left + size * row["base_wer"] / top, above + size * (1 - row["wer"] / top)
-        parts.append(_mark(x, y, row["wer"] - row["base_wer"], _title(speaker, row)))
+        parts.append(_mark(x, y, _change(row), _title(speaker, row), radius))
     parts.append(_text(left + size / 2, above + size + 40, "WER of the base", "middle"))
-    parts.append(
-        Markup('<text class="axis" transform="translate(14 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            above + size / 2, "personalised WER"
-        )
-    )
+    parts.append(_upright(14, above + size / 2, "personalised WER"))
     better = sum(row["wer"] < row["base_wer"] for _, row in rows)
     label = f"Scatter of personalised against base WER of {len(rows)} speakers; {better} lie under the diagonal."
     return _svg(left + size + 14, above + size + 48, label, parts)
@@ -95,64 +140,50 @@ def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
     return _svg(left + width + 14, above + height + 48, label + ".", parts)
 
 
-def reduction_bar(row: dict[str, Any]) -> Markup:
-    """A relative reduction with its interval, on an axis from -100% to 100%, for a cell of a table."""
+def reduction_axis(rows: Iterable[dict[str, Any]]) -> tuple[float, float]:
+    """An axis for `reduction_bar` that holds 0 and all intervals, as far as they lie between -100% and 100%."""
+    shares = [0.0]
+    for row in rows:
+        shares += row["relative_reduction_interval"] or []
+        shares += [] if row["relative_reduction"] is None else [row["relative_reduction"]]
+    low, high = max(min(shares), -1.0), min(max(shares), 1.0)
+    return (math.floor(10 * low) / 10, max(math.ceil(10 * high) / 10, 0.1))
+
+
+def reduction_bar(row: dict[str, Any], axis: tuple[float, float]) -> Markup:
+    """A relative reduction with its interval, for a cell of a table; what lies beyond the axis is cut off."""
     value, ends = row["relative_reduction"], row["relative_reduction_interval"]
     if value is None:
         return Markup("")
-    width, height = 150.0, 18.0
+    width, height = 170.0, 18.0
 
     def x(share: float) -> float:
-        return width / 2 + max(-1.0, min(1.0, share)) * (width / 2 - 5)
+        return 6 + (width - 12) * (max(axis[0], min(axis[1], share)) - axis[0]) / (axis[1] - axis[0])
 
-    parts = [_line(width / 2, 0, width / 2, height, "grid")]
+    parts = [_line(x(0), 0, x(0), height, "grid")]
     if ends is not None:
         parts.append(_line(x(ends[0]), height / 2, x(ends[1]), height / 2, "range"))
         parts += [_line(x(end), height / 2 - 4, x(end), height / 2 + 4, "range") for end in ends]
     parts.append(Markup('<circle class="submodel" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(x(value), height / 2))
-    return _svg(width, height, f"{percent(value)} on an axis from -100% to 100%", parts, fixed=True)
+    label = f"{percent(value)} on an axis from {percent(axis[0])} to {percent(axis[1])}"
+    return _svg(width, height, label, parts, fixed=True)
 
 
-def _dumbbells(rows: Sequence[tuple[str, dict[str, Any]]], top: float) -> Markup:
-    left, above, step = 150.0, 14.0, 20.0
-    width, height = _WIDTH - left - 64, step * len(rows)
-    parts = [*_grid(left, above, width, height, top, None)]
-    for index, (speaker, row) in enumerate(rows):
-        y = above + step * (index + 0.5)
-        base, mine = (left + width * row[name] / top for name in ("base_wer", "wer"))
-        name = speaker if len(speaker) <= 20 else speaker[:19] + "…"
-        parts.append(_text(left - 10, y + 4, name, "end"))
-        parts.append(_line(base, y, mine, y, "range"))
-        parts.append(Markup('<circle class="base" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(base, y))
-        parts.append(_mark(mine, y, row["wer"] - row["base_wer"], _title(speaker, row)))
-        parts.append(_text(left + width + 12, y + 4, f"{100 * (row['wer'] - row['base_wer']):+.1f}", "start"))
-    parts.append(_text(left + width / 2, above + height + 40, "WER", "middle"))
-    return _svg(_WIDTH, above + height + 48, _label(rows), parts)
+def _scored(speakers: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [(speaker, row) for speaker, row in by_gain(speakers) if row["wer"] is not None]
 
 
-def _columns(rows: Sequence[tuple[str, dict[str, Any]]], top: float) -> Markup:
-    left, above, height = 62.0, 14.0, 320.0
-    width = _WIDTH - left - 14
-    step = width / len(rows)
-    parts = [*_grid(left, above, width, height, None, top)]
-    for index, (speaker, row) in enumerate(rows):
-        x = left + step * (index + 0.5)
-        base, mine = (above + height * (1 - row[name] / top) for name in ("base_wer", "wer"))
-        parts.append(_line(x, base, x, mine, "range"))
-        radius = max(1.3, min(3.0, 0.4 * step))
-        parts.append(Markup('<circle class="base" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"/>').format(x, base, radius))
-        parts.append(_mark(x, mine, row["wer"] - row["base_wer"], _title(speaker, row), radius))
-    caption = f"{len(rows)} speakers, from most gain to most loss"
-    parts.append(_text(left + width / 2, above + height + 24, caption, "middle"))
-    return _svg(_WIDTH, above + height + 34, _label(rows), parts)
+def _top(rows: Sequence[tuple[str, dict[str, Any]]]) -> float:
+    return _ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
 
 
-def _label(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    gains = [row["wer"] - row["base_wer"] for _, row in rows]
-    text = f"WER of {len(rows)} speakers with the base and personalised, sorted by the change."
-    if gains:
-        text += f" The changes go from {100 * gains[0]:+.1f} to {100 * gains[-1]:+.1f} points."
-    return text + " The table of speakers has the same figures."
+def _change(row: dict[str, Any]) -> float:
+    return row["wer"] - row["base_wer"]
+
+
+def _upright(x: float, y: float, text: str) -> Markup:
+    turned = '<text class="axis" transform="translate({:.1f} {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
+    return Markup(turned).format(x, y, text)
 
 
 def _title(speaker: str, row: dict[str, Any]) -> str:

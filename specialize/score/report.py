@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from specialize.score import plots
 from specialize.score.counts import Counts, count_words, normalizer
@@ -32,9 +31,10 @@ def write_report(
         results: of `score`.
         transcripts: what was scored; the examples come from them.
         curves: {speaker: [(step, train loss, dev loss)]}, losses per token; None where there is none.
-        about: facts of the run, shown in their order by their keys, with `_` as a space; `None` is left out. These keys have a
-            place of their own: `name` is the title, `command` the command line (a string or its words), `problems`
-            a list of {line, utterance, speaker, reason}, `quarantined` a list of speakers whose training failed.
+        about: facts of the run, shown in their order by their keys, with `_` as a space; a fact that is None is left
+            out. Some keys have a place of their own: `name` is the title, `command` the command line (a string or its
+            words), `problems` a list of {line, utterance, speaker, reason}, `quarantined` a list of speakers whose
+            training failed.
     """
     about = dict(about or {})
     title = str(about.pop("name", "")) or "Run"
@@ -50,8 +50,9 @@ def write_report(
         headline=headline(results["pooled"]),
         speakers=by_gain(results["speakers"]),
         attributes=sorted({name for row in results["speakers"].values() for name in row["attributes"]}),
+        dumbbells=plots.dumbbells(results["speakers"]),
         changes=plots.changes(results["speakers"]),
-        many=sum(row["wer"] is not None for row in results["speakers"].values()) > plots.ROWS,
+        axis=plots.reduction_axis(row for values in results["groups"].values() for row in values.values()),
         scatter=plots.scatter(results["speakers"]),
         training=training,
         examples=examples(transcripts, results["language"]),
@@ -149,7 +150,6 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    bar: Any = plots.reduction_bar
     environment.filters.update(percent=percent, interval=interval, printable=lambda text: printable(str(text)))
-    environment.globals.update(reduction_bar=bar, Markup=Markup)
+    environment.globals["reduction_bar"] = plots.reduction_bar
     return environment.get_template("report.html.jinja")
