@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from specialize import __version__
+from specialize.caches import keep_compiled_programs
 from specialize.errors import ConfigError, SpecializeError
 
 Positional = tyro.conf.Positional
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"specialize: there is no command '{name}'.\n\n{_overview()}", file=sys.stderr)
         sys.exit(2)
+    keep_compiled_programs()
     try:
         COMMANDS[name](rest)
     except SpecializeError as error:
@@ -142,43 +144,23 @@ def train(words: list[str]) -> None:
     print(f"next: specialize evaluate {run.folder}")
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Score a run: word error rates of the base and of each Submodel."""
-
-    run: Positional[Path]
-    """Folder of the run, runs/<name>."""
-    base: Path | None = None
-    """Base folder, if it has moved since the run."""
-    manifest: Path | None = None
-    """Manifest, if it has moved since the run."""
-    split: Literal["test", "dev"] = "test"
-    """Which utterances to score. Choose recipes on dev and look at test once."""
-    text: bool = False
-    """Also print reference and hypotheses of every utterance, with the differences marked."""
-    groups: tuple[str, ...] | None = None
-    """Attributes of the manifest to group speakers by; default all that vary."""
-    batch: int = 16
-    """Utterances decoded at a time."""
-    resamples: int = 10_000
-    """Bootstrap resamples of the speakers."""
-
-
 def evaluate(words: list[str]) -> None:
-    """Score a run: WER of base and Submodels per speaker, with intervals; report.html."""
-    from specialize.score.evaluate import evaluate as score_run
+    """Score runs: WER of base and Submodels per speaker, with intervals; report.html."""
+    from specialize.score.evaluate import Scoring
+    from specialize.score.evaluate import evaluate as score_runs
+
+    @dataclass(frozen=True)
+    class Evaluate:
+        """Score runs: word error rates of the base and of each Submodel, with intervals over speakers."""
+
+        runs: Positional[tuple[Path, ...]]
+        """Folders of runs, runs/<name>. The base is decoded once for all of them."""
+        scoring: Annotated[Scoring, tyro.conf.arg(name="")] = field(default_factory=Scoring)
 
     command = tyro.cli(Evaluate, args=words, prog="specialize evaluate")
-    score_run(
-        command.run,
-        base=command.base,
-        manifest=command.manifest,
-        split=command.split,
-        show_text=command.text,
-        groups=command.groups,
-        batch=command.batch,
-        resamples=command.resamples,
-    )
+    if not command.runs:
+        raise ConfigError("Name at least one run.")
+    score_runs(command.runs, command.scoring)
 
 
 @dataclass(frozen=True)
@@ -193,8 +175,6 @@ class Transcribe:
     """Stored Submodel of the speaker, runs/<name>/submodels/<speaker>; without it the base transcribes."""
     context: Literal["needed", "full"] = "needed"
     """Length that the encoder sees: what the audio needs, or always 30 s."""
-    language: str | None = None
-    """Language of the speech, for a multilingual base; default the one chosen at import."""
 
 
 def transcribe(words: list[str]) -> None:

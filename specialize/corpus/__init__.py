@@ -4,14 +4,16 @@ from specialize.corpus.audio import read_audio
 from specialize.corpus.batches import (
     Assignment,
     Order,
-    Shapes,
     cohort_batches,
     collate,
     eval_batches,
+    eval_shapes,
     queue_order,
+    train_shapes,
 )
 from specialize.corpus.config import CorpusConfig
 from specialize.corpus.manifest import Problem, Row, read_manifest
+from specialize.corpus.shapes import Shapes, Size
 from specialize.corpus.speakers import Corpus, Speaker, Utterance, open_corpus, split_by_hash
 
 __all__ = [
@@ -22,14 +24,17 @@ __all__ = [
     "Problem",
     "Row",
     "Shapes",
+    "Size",
     "Speaker",
     "Utterance",
     "cohort_batches",
     "collate",
     "eval_batches",
+    "eval_shapes",
     "open_corpus",
     "queue_order",
     "read_audio",
     "read_manifest",
     "split_by_hash",
+    "train_shapes",
 ]

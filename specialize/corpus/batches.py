@@ -8,13 +8,14 @@ import grain
 import numpy as np
 
 from specialize.base import Batch
+from specialize.corpus.shapes import Shapes, Size, largest
 from specialize.corpus.speakers import Corpus, Speaker, Utterance
 
 CYCLE = 3
 """Steps over which lengths rise from short to long. Jobs whose steps agree modulo this have their lengths aligned."""
 _JITTER = 0.15
-_STRIDE = 320
-_LABELS = 8
+_FORESEEN_JOBS = 1024
+_FORESEEN_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -58,34 +59,6 @@ class Assignment:
     """Of the job's order."""
     step: int
     """Steps that the job has made."""
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """The few lengths that batches are padded to, so that few programs are compiled.
-
-    Each is `ratio` times the next smaller one, and a multiple of 20 ms; labels are padded to multiples of 8.
-    """
-
-    longest: int
-    """Samples of the longest utterance."""
-    ratio: float = 1.1
-
-    @classmethod
-    def of(cls, utterances: Iterable[Utterance]) -> "Shapes":
-        """Shapes for the utterances of a corpus."""
-        return cls(max(u.samples for u in utterances))
-
-    def samples(self, longest: int) -> int:
-        """N for a batch whose longest row has so many samples."""
-        n = -(-max(self.longest, longest) // _STRIDE) * _STRIDE
-        while (smaller := -(-int(n / self.ratio) // _STRIDE) * _STRIDE) >= max(longest, _STRIDE) and smaller < n:
-            n = smaller
-        return n
-
-    def labels(self, longest: int) -> int:
-        """U for a batch whose longest row has so many labels."""
-        return max(1, -(-longest // _LABELS)) * _LABELS
 
 
 class _Steps:
@@ -136,19 +109,57 @@ def eval_batches(
     corpus: Corpus, utterances: Sequence[Sequence[Utterance]], batch: int, shapes: Shapes
 ) -> list[Batch]:
     """Batches [S, B, …] that hold every utterance of every slot once, each slot's in order of length."""
+    return [collate(corpus, rows, batch, shapes) for rows in _eval_rows(utterances, batch)]
+
+
+def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[list[list[Utterance]]]:
     ranked = [sorted(of_slot, key=lambda u: u.samples) for of_slot in utterances]
     count = max([-(-len(of_slot) // batch) for of_slot in ranked], default=0)
-    return [
-        collate(corpus, [of_slot[k * batch : (k + 1) * batch] for of_slot in ranked], batch, shapes)
-        for k in range(count)
+    return [[of_slot[k * batch : (k + 1) * batch] for of_slot in ranked] for k in range(count)]
+
+
+def train_shapes(assignments: Sequence[Assignment], slots: int, batch: int, steps: int, count: int) -> Shapes:
+    """Sizes for the training batches of a queue of jobs, foreseen by dealing it out in waves.
+
+    Args:
+        assignments: the queue; only its first 1,024 jobs are looked at, but nothing is too long for the last size.
+        slots: S.
+        batch: B.
+        steps: of a job, at most; two dozen are looked at.
+        count: how many sizes there may be.
+    """
+    foreseen = []
+    for at in range(0, min(len(assignments), _FORESEEN_JOBS), slots):
+        wave = assignments[at : at + slots]
+        orders = [Order(tuple(u.samples for u in a.speaker.train), batch, a.seed) for a in wave]
+        for step in range(min(steps, _FORESEEN_STEPS)):
+            rows = [a.speaker.train[i] for a, order in zip(wave, orders, strict=True) for i in order.rows(step)]
+            foreseen.append(_need(rows))
+    return Shapes.choose(foreseen, count, largest(_size(u) for a in assignments for u in a.speaker.train))
+
+
+def eval_shapes(utterances: Sequence[Sequence[Utterance]], slots: int, batch: int, count: int) -> Shapes:
+    """Sizes for `eval_batches` of a queue of jobs, dealt out in waves; `utterances` are those of each job."""
+    foreseen = [
+        _need(u for of_slot in rows for u in of_slot)
+        for at in range(0, min(len(utterances), _FORESEEN_JOBS), slots)
+        for rows in _eval_rows(utterances[at : at + slots], batch)
     ]
+    return Shapes.choose(foreseen, count, largest(_size(u) for of_job in utterances for u in of_job))
+
+
+def _size(utterance: Utterance) -> Size:
+    return Size(utterance.samples, len(utterance.labels))
+
+
+def _need(utterances: Iterable[Utterance]) -> Size:
+    return largest(_size(u) for u in utterances)
 
 
 def collate(corpus: Corpus, rows: Sequence[Sequence[Utterance]], batch: int, shapes: Shapes) -> Batch:
     """One batch [S, B, …] of at most B utterances a slot; what is lacking is empty rows."""
     s = len(rows)
-    n = shapes.samples(max([u.samples for of_slot in rows for u in of_slot], default=0))
-    width = shapes.labels(max([len(u.labels) for of_slot in rows for u in of_slot], default=0))
+    n, width = shapes.fit(_need(u for of_slot in rows for u in of_slot))
     made = Batch(
         audio=np.zeros((s, batch, n), np.float32),
         samples=np.zeros((s, batch), np.int32),

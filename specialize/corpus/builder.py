@@ -95,6 +95,8 @@ class BuiltCorpus:
     source: Any
     """Random access: `source[i]['pcm']` is row i's audio."""
     sample_rate: int
+    folder: Path
+    """Where the data set is; its name holds a hash of all that went into it."""
 
     def audio(self, index: int) -> np.ndarray:
         """float32 [N] samples of row `index`, in [-1, 1]. May be called from several threads."""
@@ -123,7 +125,7 @@ def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:
     by_line = {row.line: row for row in rows}
     kept = [by_line[line] for line, _ in stored["index"]]
     source = tfds.builder_from_directory(folder / stored["data"]).as_data_source(split="utterances")
-    return BuiltCorpus(kept, [samples for _, samples in stored["index"]], problems, source, sample_rate)
+    return BuiltCorpus(kept, [samples for _, samples in stored["index"]], problems, source, sample_rate, folder)
 
 
 def _build(rows: list[Row], sample_rate: int, folder: Path) -> None:
@@ -138,7 +140,7 @@ def _build(rows: list[Row], sample_rate: int, folder: Path) -> None:
         except Exception as error:
             if builder.problems and not builder.index:
                 first = builder.problems[0]
-                raise CorpusError(f"No audio of the manifest can be read; the first is line {first.line}: {first.reason}")
+                raise CorpusError(f"No audio of the manifest can be read; the first is line {first.line}: {first.reason}") from None
             raise CorpusError(f"The data set could not be built in '{beside}': {error}") from error
         index = {
             "data": str(Path(builder.data_dir).relative_to(beside)),

@@ -1,11 +1,12 @@
 """Which speech a run is about."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from specialize.caches import cache_root
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,4 @@ class CorpusConfig:
         """The folder for decoded corpora."""
         if self.cache is not None:
             return self.cache
-        root = os.environ.get("SPECIALIZE_CACHE")
-        return (Path(root) if root else Path.home() / ".cache" / "specialize") / "corpora"
+        return cache_root() / "corpora"

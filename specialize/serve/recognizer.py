@@ -1,7 +1,7 @@
 """From audio to text, each utterance with the Submodel of its speaker."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specialize.base import Base
+from specialize.corpus.audio import read_audio
 from specialize.errors import CorpusError, FingerprintMismatch
 from specialize.submodel import Kind, StoredSubmodel, Submodel, inserted, load_submodel, stack
 
@@ -54,13 +55,26 @@ class Recognizer:
     ) -> list[str]:
         """The texts of utterances, in order; `submodels` names one for each, or None for the base.
 
+        Raises:
+            ValueError: there are not as many Submodels as utterances.
+            FingerprintMismatch, CorpusError: as `transcribe`.
+        """
+        texts = [""] * len(audio)
+        for row, text in self.stream(audio, submodels):
+            texts[row] = text
+        return texts
+
+    def stream(
+        self, audio: Sequence[Any], submodels: Sequence[StoredSubmodel | str | Path | None] | None = None
+    ) -> Iterator[tuple[int, str]]:
+        """As `transcribe_batch`, giving (row, text) as soon as there is one.
+
         Rows are sorted by length and computed `batch` at a time, rows of one spec together.
         """
         clips = [self._clip(a) for a in audio]
         loaded = [self._load(s) for s in (submodels if submodels is not None else [None] * len(clips))]
         if len(loaded) != len(clips):
             raise ValueError(f"{len(clips)} utterances, but {len(loaded)} Submodels.")
-        texts = [""] * len(clips)
         groups: dict[Kind | None, list[int]] = {}
         for row, stored in enumerate(loaded):
             groups.setdefault(None if stored is None else stored.spec, []).append(row)
@@ -71,8 +85,7 @@ class Recognizer:
                 bank = None if spec is None else [loaded[row].submodel for row in part]  # pyright: ignore[reportOptionalMemberAccess]
                 ids = self._decode(spec, bank, [clips[row] for row in part])
                 for row, tokens in zip(part, ids, strict=True):
-                    texts[row] = self.base.tokenizer.decode(tokens.tolist())
-        return texts
+                    yield row, self.base.tokenizer.decode(tokens.tolist())
 
     def _decode(self, spec: Kind | None, submodels: list[Submodel] | None, clips: list[np.ndarray]) -> np.ndarray:
         grid = int(_GRID_SECONDS * self.base.architecture.sample_rate)
@@ -96,8 +109,6 @@ class Recognizer:
     def _clip(self, audio: Any) -> np.ndarray:
         architecture = self.base.architecture
         if isinstance(audio, (str, Path)):
-            from specialize.corpus.audio import read_audio
-
             audio = read_audio(Path(audio), architecture.sample_rate)
         clip = np.asarray(audio, np.float32)
         if clip.ndim != 1 or clip.size == 0:

@@ -25,11 +25,13 @@ class CohortConfig:
     """B, utterances of each speaker in a step."""
     refill: Literal["continuous", "waves"] = "continuous"
     """Whether a free slot takes the next job at once or waits until all are free."""
+    shapes: int = 6
+    """Sizes that training batches are padded to, at most. More leave less padding, and each takes a compilation."""
     chunk: int = 0
     """Slots of a device that are computed together; 0 is all. Try 8 on a CPU with many slots."""
 
     def __post_init__(self):
-        for name, least in (("slots", 1), ("batch", 1), ("chunk", 0)):
+        for name, least in (("slots", 1), ("batch", 1), ("shapes", 1), ("chunk", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"cohort.{name}={getattr(self, name)}, but it must be at least {least}.")
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from specialize.base import Base, Batch, load_base
-from specialize.corpus import Assignment, Corpus, Shapes, cohort_batches, eval_batches, open_corpus, queue_order
+from specialize.corpus import Assignment, Corpus, Shapes, cohort_batches, eval_batches, eval_shapes, open_corpus, queue_order, train_shapes
 from specialize.errors import ConfigError
-from specialize.submodel import StoredSubmodel, Submodel, find_sites, load_submodel, size, take
+from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites, load_submodel, size, take
 from specialize.submodel.bank import speaker_mesh
 from specialize.train.experiment import Experiment, to_json
 from specialize.train.jobs import Job, stack_hyper
@@ -104,7 +104,8 @@ class CohortTrainer:
     cohort: Cohort
     schedule: Schedule
     batch: int
-    shapes: Shapes
+    train_shapes: Shapes
+    dev_shapes: Shapes
     padding: Padding = field(default_factory=Padding)
     busy_slot_steps: int = 0
     """Steps of jobs; with `slot_steps` it says how well the slots were used."""
@@ -115,6 +116,7 @@ class CohortTrainer:
         cohort, schedule = self.cohort, self.schedule
         params = cohort.place_replicated(self.base.params)
         anchor = cohort.place_replicated(cohort.anchor())
+        neutral = cohort.place(broadcast(cohort.without_effect(), cohort.slots))
         state = cohort.empty_state()
         base_dev = np.full(cohort.slots, np.nan)
 
@@ -129,8 +131,12 @@ class CohortTrainer:
                 fresh = np.isin(np.arange(cohort.slots), filled)
                 state = cohort.reset(state, hyper, cohort.place(fresh))
                 dev = self._dev_batches(jobs)
-                base_dev[fresh] = _mean(cohort.evaluate_base(params, b) for b in dev)[fresh]
                 state = self._look(state, params, dev, listener, only=filled)
+                if cohort.starts_as_base:
+                    for slot in filled:
+                        base_dev[slot] = schedule.looks(slot)[0][1]
+                else:
+                    base_dev[fresh] = _mean(cohort.evaluate(params, neutral, b) for b in dev)[fresh]
 
             steps = schedule.round_steps()
             metrics = []
@@ -176,11 +182,11 @@ class CohortTrainer:
             None if running is None else Assignment(running.job.speaker, running.job.seed, running.step)
             for running in self.schedule.slots
         ]
-        return cohort_batches(self.corpus, assignments, steps, self.batch, self.shapes)
+        return cohort_batches(self.corpus, assignments, steps, self.batch, self.train_shapes)
 
     def _dev_batches(self, jobs: Sequence[Job | None]) -> list[Batch]:
         utterances = [() if job is None else job.speaker.dev for job in jobs]
-        return [self.cohort.place(b) for b in eval_batches(self.corpus, utterances, self.batch, self.shapes)]
+        return [self.cohort.place(b) for b in eval_batches(self.corpus, utterances, self.batch, self.dev_shapes)]
 
 
 def _mean(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
@@ -289,8 +295,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         chunk=experiment.cohort.chunk,
     )
     schedule = Schedule(jobs, slots, experiment.stop, experiment.cohort.refill)
-    shapes = Shapes.of(u for s in corpus.speakers for u in (*s.train, *s.dev))
-    trainer = CohortTrainer(base, corpus, cohort, schedule, experiment.cohort.batch, shapes)
+    trainer = CohortTrainer(base, corpus, cohort, schedule, experiment.cohort.batch, *_shapes(jobs, slots, experiment))
 
     run = Run.create(experiment, base=base.fingerprint, overwrite=overwrite)
     write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
@@ -318,6 +323,16 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     }
     write_json(run.folder / "summary.json", summary)
     return run
+
+
+def _shapes(jobs: Sequence[Job], slots: int, experiment: Experiment) -> tuple[Shapes, Shapes]:
+    """Sizes of the training batches and of the dev batches."""
+    batch, count = experiment.cohort.batch, experiment.cohort.shapes
+    queue = [Assignment(job.speaker, job.seed, 0) for job in jobs]
+    return (
+        train_shapes(queue, slots, batch, experiment.stop.max_steps, count),
+        eval_shapes([job.speaker.dev for job in jobs], slots, batch, max(1, count // 2)),
+    )
 
 
 def load_start(experiment: Experiment, base: Base) -> Submodel:

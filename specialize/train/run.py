@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from specialize import __version__
 from specialize.errors import ConfigError
 from specialize.submodel import SubmodelStore
 from specialize.train.experiment import Experiment, from_json, to_json
@@ -51,11 +52,12 @@ class Run:
                 raise ConfigError(f"'{folder}' is there and is not a run; not overwritten.")
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        packages = ("specialize", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         config = {
             "experiment": to_json(experiment),
             "base": base,
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+            "versions": {"specialize": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in packages},
             "command": sys.argv,
         }
         write_json(folder / "config.json", config)

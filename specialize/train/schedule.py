@@ -107,6 +107,11 @@ class Schedule:
                 improved.append(index)
         return improved
 
+    def looks(self, slot: int) -> list[tuple[int, float]]:
+        """(step, dev loss) of every look at the job that is in a slot."""
+        running = self.slots[slot]
+        return [] if running is None else running.looks
+
     def finish(self) -> list[tuple[int, Running]]:
         """Takes the jobs that have had enough out of their slots."""
         ended = []

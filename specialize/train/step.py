@@ -94,12 +94,10 @@ class Cohort:
         self._start = None if start is None else jax.tree.map(jnp.asarray, start)
         self._random, self._chunk = random, chunk
         self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
-        self.step = self._compile(self._slot_step, shared=(0, 4), donate=(1, 5))
-        """(params, state, hyper, active [S], anchor, batch) → (state, Metrics). State and batch are donated."""
+        self.step = self._compile(self._slot_step, shared=(0, 4), donate=(1,))
+        """(params, state, hyper, active [S], anchor, batch) → (state, Metrics). The state is donated."""
         self.evaluate = self._compile(self._slot_evaluate, shared=(0,))
         """(params, bank, batch) → (loss total [S], token count [S])."""
-        self.evaluate_base = self._compile(self._slot_evaluate_base, shared=(0,))
-        """(params, batch) → (loss total [S], token count [S]), without any Submodel."""
         self.reset = self._compile(self._slot_reset, donate=(0,))
         """(state, hyper, mask bool [S]) → state; slots where the mask is set start anew."""
         self.keep_best = self._compile(self._slot_keep_best, donate=(0,))
@@ -107,9 +105,16 @@ class Cohort:
 
     def anchor(self) -> Submodel:
         """What weight decay pulls towards: the start, or no effect. One Submodel, the same for all slots."""
-        if self._start is not None:
-            return self._start
+        return self.without_effect() if self._start is None else self._start
+
+    def without_effect(self) -> Submodel:
+        """The Submodel that leaves the base exactly as it is."""
         return neutral(self.spec, init_submodel(self.spec, self.sites, jax.random.key(0)))
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether a job that has not made a step is exactly the base."""
+        return self._start is None
 
     def empty_state(self) -> CohortState:
         """A state with nothing in it; `reset` its slots before use."""
@@ -172,10 +177,6 @@ class Cohort:
     def _slot_evaluate(self, params: Any, bank: Submodel, batch: Batch) -> tuple[Any, Any]:
         with inserted(self.spec, bank, params) as changed:
             losses = self.architecture.losses(changed, batch)
-        return losses.total.sum(), losses.count.sum()
-
-    def _slot_evaluate_base(self, params: Any, batch: Batch) -> tuple[Any, Any]:
-        losses = self.architecture.losses(params, batch)
         return losses.total.sum(), losses.count.sum()
 
     def _slot_step(

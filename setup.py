@@ -1,0 +1,74 @@
+"""Packaging. Bounds are lower bounds only: Python 3.11 and 3.12 resolve to different jax and flax releases."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "([^"]+)"', (here / "specialize/__init__.py").read_text()).group(1)
+
+torch = ["torch>=2.4", "transformers>=4.56"]
+tensorboard = ["tensorboardX>=2.6.4"]
+test = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "beartype>=0.22",
+    "tensorboard>=2.18",
+    "ruff>=0.14",
+    "pyright>=1.1.400",
+    *tensorboard,
+]
+
+setup(
+    name="specialize",
+    version=version,
+    description="One frozen speech recogniser, and a small Submodel for each person, trained many at a time.",
+    long_description=(here / "README.md").read_text() if (here / "README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["specialize", "specialize.*"]),
+    package_data={"specialize": ["py.typed"], "specialize.score": ["*.jinja"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "array_record>=0.8",
+        "etils[epath]>=1.12",
+        "flax>=0.12",
+        "grain>=0.2.15",
+        "huggingface_hub>=0.34",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
+        "jax>=0.10",
+        "jaxtyping>=0.3.4",
+        "jinja2>=3.1",
+        "jiwer>=4.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "rich>=14",
+        "safetensors>=0.6",
+        "soundfile>=0.13",
+        "soxr>=1.0",
+        "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.22",
+        "tyro>=0.9.30",
+        "whisper-normalizer>=0.1.12",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "tensorboard": tensorboard,
+        "wandb": ["wandb>=0.21"],
+        "tf": ["tensorflow>=2.20"],
+        "torch": torch,
+        "test": test,
+        "dev": [*test, *torch, "pre-commit>=4"],
+    },
+    entry_points={"console_scripts": ["specialize = specialize.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+    ],
+)

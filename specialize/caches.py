@@ -1,0 +1,18 @@
+"""Where things are kept that can be made again: decoded corpora and compiled programs."""
+
+import os
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """$SPECIALIZE_CACHE, or ~/.cache/specialize."""
+    root = os.environ.get("SPECIALIZE_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "specialize"
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what JAX compiles from one process to the next, unless $JAX_COMPILATION_CACHE_DIR already says where.
+
+    Call it before JAX is imported.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "compiled"))

@@ -1,0 +1,268 @@
+"""From runs to scores: every utterance of a split through the base and through its speaker's Submodel."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from specialize.base import Base, load_base
+from specialize.corpus import Corpus, CorpusConfig, Speaker, Utterance, open_corpus
+from specialize.errors import ConfigError, FingerprintMismatch
+from specialize.score.counts import Counts, count_words, normalizer
+from specialize.score.plots import Curve
+from specialize.score.report import write_report
+from specialize.score.results import score, write_atomically, write_results
+from specialize.score.terminal import differences, percent, printable, tables
+from specialize.score.transcript import Transcript
+from specialize.serve import Recognizer
+from specialize.submodel import StoredSubmodel
+from specialize.train import Run
+from specialize.train.metrics import read_metrics
+
+Context = Literal["needed", "full"]
+
+_TOGETHER = 32
+"""Speakers whose audio and Submodels are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What to score, and how."""
+
+    base: Path | None = None
+    """Base folder, if it has moved since the run."""
+    manifest: Path | None = None
+    """Another manifest, or where the run's has moved."""
+    role: str | None = None
+    """Score the speakers of this role instead of those that the run trained on: for a run of one pooled Submodel."""
+    split: Literal["test", "dev"] = "test"
+    """Which utterances to score. Choose recipes on dev, and look at test once."""
+    text: bool = False
+    """Also print reference and hypotheses of every utterance, with the differences marked."""
+    groups: tuple[str, ...] | None = None
+    """Attributes of the manifest to group speakers by; default all that vary."""
+    language: str = "en"
+    """Picks the text normaliser."""
+    base_context: Literal["best", "full", "needed"] = "best"
+    """What the base alone sees of a Whisper's 30 s window. `best` decodes both ways and scores it at the better one."""
+    batch: int = 16
+    """Utterances decoded at a time."""
+    resamples: int = 10_000
+    """Bootstrap resamples of the speakers."""
+
+
+def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None = None) -> list[dict[str, Any]]:
+    """Scores runs, prints tables, and writes `results.json`, `transcripts.jsonl` and `report.html` into each.
+
+    Another split than test, or another role than the run's, is written beside them with its name: `results.dev.json`.
+    The base is decoded once for runs that share it and the corpus.
+
+    Args:
+        folders: of the runs.
+        scoring: what to score.
+        console: where tables go; None is stdout. Progress goes to stderr.
+
+    Returns:
+        The results of each run, as `score` makes them.
+
+    Raises:
+        ConfigError: a folder is no run, or none of its speakers has a Submodel and utterances of the split.
+        FingerprintMismatch: the base is not the one that the run was trained on.
+    """
+    console = console or Console()
+    decoded: dict[Any, dict[int, str]] = {}
+    return [_evaluate_run(Run(folder), scoring, console, decoded) for folder in folders]
+
+
+def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[Any, dict[int, str]]) -> dict[str, Any]:
+    base = load_base(scoring.base or run.experiment.base)
+    if base.fingerprint != run.base:
+        raise FingerprintMismatch(
+            f"The run '{run.folder}' was trained on the base {run.base}, but "
+            f"'{scoring.base or run.experiment.base}' is {base.fingerprint}. Name the right one with --base."
+        )
+    config = _corpus_config(run, scoring)
+    corpus = open_corpus(config, base)
+    speakers, without = _with_submodel(run, corpus, scoring.split)
+    if not speakers:
+        raise ConfigError(
+            f"No speaker of '{config.manifest}' has both a Submodel in '{run.folder}' and {scoring.split} utterances."
+        )
+    utterances = [u for speaker in speakers for u in speaker.split(scoring.split)]
+    base_texts, contexts = _base_texts(base, corpus, speakers, utterances, scoring, decoded)
+    submodel_texts = _decode(
+        Recognizer(base.with_context(run.experiment.context), batch=scoring.batch),
+        corpus,
+        speakers,
+        scoring.split,
+        lambda speaker: run.store.load(run.experiment.corpus.pool or speaker.id, base=base.fingerprint),
+        "with Submodels",
+    )
+    rows = [(speaker, u) for speaker in speakers for u in speaker.split(scoring.split)]
+    transcripts = [
+        Transcript(
+            utterance=u.id,
+            speaker=speaker.id,
+            reference=u.text,
+            base=base_texts[u.index],
+            submodel=submodel_texts[u.index],
+            seconds=u.samples / corpus.sample_rate,
+            split=scoring.split,
+            attributes=corpus.built.rows[u.index].attributes,
+        )
+        for speaker, u in rows
+    ]
+    results = score(transcripts, language=scoring.language, groups=scoring.groups, resamples=scoring.resamples)
+    results["base_contexts"] = contexts
+    results["speakers_without_submodel"] = without
+    _write(run, scoring, results, transcripts)
+    _print(console, run, scoring, results, transcripts)
+    return results
+
+
+def _corpus_config(run: Run, scoring: Scoring) -> CorpusConfig:
+    """The run's corpus, person by person, with what the user chose to change."""
+    config = dataclasses.replace(run.experiment.corpus, pool=None)
+    if scoring.manifest is not None:
+        config = dataclasses.replace(config, manifest=scoring.manifest)
+    if scoring.role is not None:
+        config = dataclasses.replace(config, role=scoring.role, speakers=(), limit=None)
+    return config
+
+
+def _with_submodel(run: Run, corpus: Corpus, split: str) -> tuple[list[Speaker], list[str]]:
+    pooled = run.experiment.corpus.pool
+    spoken = [speaker for speaker in corpus.speakers if speaker.split(split)]
+    if pooled is not None:
+        return (spoken if pooled in run.store else []), []
+    stored = set(run.store.speakers())
+    return [s for s in spoken if s.id in stored], [s.id for s in spoken if s.id not in stored]
+
+
+def _base_texts(
+    base: Base,
+    corpus: Corpus,
+    speakers: Sequence[Speaker],
+    utterances: Sequence[Utterance],
+    scoring: Scoring,
+    decoded: dict[Any, dict[int, str]],
+) -> tuple[dict[int, str], dict[str, Any]]:
+    """Texts of the base alone in the context to score it at, and its pooled WER in each context that was tried."""
+    has_window = hasattr(base.architecture, "context")
+    contexts: tuple[Context, ...] = ("needed",)
+    if has_window:
+        contexts = ("full", "needed") if scoring.base_context == "best" else (scoring.base_context,)
+    normalize = normalizer(scoring.language)
+    tried: dict[Context, float] = {}
+    texts: dict[Context, dict[int, str]] = {}
+    for context in contexts:
+        key = (base.fingerprint, str(corpus.built.folder), context)
+        known = decoded.setdefault(key, {})
+        missing = {u.index for u in utterances} - known.keys()
+        lacking = [s for s in speakers if any(u.index in missing for u in s.split(scoring.split))]
+        if lacking:
+            recognizer = Recognizer(base.with_context(context), batch=scoring.batch)
+            known |= _decode(recognizer, corpus, lacking, scoring.split, lambda _: None, f"base, {context} context")
+        texts[context] = known
+        counts = sum((count_words(normalize(u.text), normalize(known[u.index])) for u in utterances), Counts())
+        tried[context] = float("inf") if counts.rate is None else counts.rate
+    best = min(tried, key=lambda context: tried[context])
+    shown = {context: rate if rate != float("inf") else None for context, rate in tried.items()}
+    return texts[best], {"scored_at": best, "wer": shown}
+
+
+def _decode(
+    recognizer: Recognizer,
+    corpus: Corpus,
+    speakers: Sequence[Speaker],
+    split: str,
+    submodel: Callable[[Speaker], StoredSubmodel | None],
+    title: str,
+) -> dict[int, str]:
+    """{place in the corpus: text} of all utterances of a split."""
+    texts: dict[int, str] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"decoding, {title}", total=sum(len(s.split(split)) for s in speakers))
+        for at in range(0, len(speakers), _TOGETHER):
+            rows = [(submodel(s), u) for s in speakers[at : at + _TOGETHER] for u in s.split(split)]
+            audio = [corpus.audio(u) for _, u in rows]
+            for place, text in recognizer.stream(audio, [stored for stored, _ in rows]):
+                texts[rows[place][1].index] = text
+                progress.advance(task)
+    return texts
+
+
+def _write(run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
+    suffix = "".join(f".{part}" for part in (scoring.role, scoring.split if scoring.split != "test" else None) if part)
+    write_results(results, run.folder / f"results{suffix}.json")
+    lines = [json.dumps(dataclasses.asdict(t), ensure_ascii=False) for t in transcripts]
+    write_atomically(run.folder / f"transcripts{suffix}.jsonl", "\n".join(lines) + "\n")
+    write_report(run.folder / f"report{suffix}.html", results, transcripts, _curves(run), _about(run, results))
+
+
+def _curves(run: Run) -> dict[str, Curve]:
+    path = run.folder / "metrics.jsonl"
+    curves: dict[str, list[tuple[int, float | None, float | None]]] = {}
+    for record in read_metrics(path) if path.is_file() else []:
+        point = (record["step"], _finite(record["train_loss"]), _finite(record["dev_loss"]))
+        curves.setdefault(record["speaker"], []).append(point)
+    return dict(curves)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def _about(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    experiment, summary = run.experiment, run.read("summary.json") or {}
+    jobs = summary.get("jobs", {})
+    contexts = results["base_contexts"]
+    return {
+        "name": experiment.name,
+        "command": run.config.get("command"),
+        "base": f"{experiment.base} ({run.base})",
+        "submodel": str(experiment.submodel),
+        "parameters_of_a_Submodel": summary.get("parameters_each"),
+        "parameters_of_the_base": summary.get("base_parameters"),
+        "start": None if experiment.start is None else str(experiment.start),
+        "context_in_training": experiment.context,
+        "base_scored_at_context": contexts["scored_at"],
+        "base_WER_by_context": ", ".join(f"{name} {percent(rate)}" for name, rate in contexts["wer"].items()),
+        "corpus": str(experiment.corpus.manifest),
+        "devices": summary.get("devices"),
+        "slots": summary.get("slots"),
+        "seconds_of_training": summary.get("seconds"),
+        "submodels_per_hour": summary.get("submodels_per_hour"),
+        "padded_share": summary.get("padded_share"),
+        "slots_busy": summary.get("slots_busy"),
+        "versions": ", ".join(f"{name} {text}" for name, text in run.config["versions"].items()),
+        "problems": run.read("problems.json"),
+        "quarantined": [name for name, job in jobs.items() if job["dev_loss"] is None],
+    }
+
+
+def _print(
+    console: Console, run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]
+) -> None:
+    if scoring.text:
+        normalize = normalizer(scoring.language)
+        for t in transcripts:
+            console.print(f"\n{printable(t.speaker)} {printable(t.utterance)}: {printable(t.reference)}", markup=False)
+            for name, text in (("base", t.base), ("personalised", t.personalised)):
+                line = differences(normalize(t.reference), normalize(text))
+                console.print(f"  {name + ':':<14}", line, soft_wrap=True)
+    for table in tables(results):
+        console.print(table)
+    contexts = results["base_contexts"]
+    tried = ", ".join(f"{name} {percent(rate)}" for name, rate in contexts["wer"].items())
+    console.print(f"Base WER by context: {tried}; scored at '{contexts['scored_at']}'.", highlight=False)
+    if results["speakers_without_submodel"]:
+        names = ", ".join(printable(name) for name in results["speakers_without_submodel"][:10])
+        console.print(f"{len(results['speakers_without_submodel'])} speakers have no Submodel here: {names}.")
+    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
