@@ -13,5 +13,5 @@ experiment = Experiment(
     submodel=ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=48),
     hyper=HyperParameters(learning_rate=1e-3, warmup=12, dropout=0.1),
     stop=Stopping(max_steps=210, every=42, patience=4),
-    cohort=CohortConfig(slots=1, batch=16),
+    cohort=CohortConfig(slots=1, batch=16, rows=4),
 )

@@ -1,3 +1,83 @@
-"""One frozen speech recogniser, and a small Submodel for each person, trained by the hundred in one job."""
+"""One frozen speech recogniser, and a small Submodel for each person, trained by the hundred in one job.
+
+    import specialize as sp
+
+    base = sp.load_base("bases/whisper-tiny.en")
+    submodel = sp.load_submodel("runs/speechocean_whisper/submodels/0024")
+    text = sp.Recognizer(base).transcribe("clip.wav", submodel=submodel)
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from specialize.base import Base, import_base, load_base
+    from specialize.corpus import CorpusConfig
+    from specialize.errors import SpecializeError
+    from specialize.serve import Recognizer
+    from specialize.submodel import (
+        BiasOnly,
+        FullWeights,
+        LayerNormOnly,
+        LoRA,
+        ResidualAdapter,
+        StoredSubmodel,
+        SubmodelStore,
+        load_submodel,
+        save_submodel,
+    )
+    from specialize.train import CohortConfig, Experiment, HyperParameters, Run, Stopping
+
+_HOMES = {
+    "specialize.base": ("Base", "import_base", "load_base"),
+    "specialize.corpus": ("CorpusConfig",),
+    "specialize.errors": ("SpecializeError",),
+    "specialize.serve": ("Recognizer",),
+    "specialize.submodel": (
+        "BiasOnly",
+        "FullWeights",
+        "LayerNormOnly",
+        "LoRA",
+        "ResidualAdapter",
+        "StoredSubmodel",
+        "SubmodelStore",
+        "load_submodel",
+        "save_submodel",
+    ),
+    "specialize.train": ("CohortConfig", "Experiment", "HyperParameters", "Run", "Stopping"),
+}
+
+__all__ = [
+    "Base",
+    "BiasOnly",
+    "CohortConfig",
+    "CorpusConfig",
+    "Experiment",
+    "FullWeights",
+    "HyperParameters",
+    "LayerNormOnly",
+    "LoRA",
+    "Recognizer",
+    "ResidualAdapter",
+    "Run",
+    "SpecializeError",
+    "Stopping",
+    "StoredSubmodel",
+    "SubmodelStore",
+    "__version__",
+    "import_base",
+    "load_base",
+    "load_submodel",
+    "save_submodel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded at first use, so that `specialize --help` need not wait for JAX.
+    import importlib
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'specialize' has no attribute '{name}'")

@@ -221,31 +221,41 @@ def corpus(words: list[str]) -> None:
     from specialize.corpus import CorpusConfig, open_corpus
 
     @dataclass(frozen=True)
-    class Corpus:
+    class CorpusCommand:
+        """Read a manifest, build its data set, and list what is in it and what is wrong with it."""
+
         manifest: Positional[Path]
         """JSONL or CSV: audio, text, speaker; optional utterance, split, role and attributes."""
         base: Path | None = None
         """Also check texts and lengths against this base."""
-        corpus: Annotated[_without_manifest(CorpusConfig), tyro.conf.arg(name="")] = field(  # pyright: ignore
-            default_factory=lambda: _without_manifest(CorpusConfig)()
-        )
+        role: str | None = None
+        """Only utterances whose `role` in the manifest is this."""
+        speakers: tuple[str, ...] = ()
+        """Only these speakers; none named means all."""
+        limit: int | None = None
+        """Only the first so many speakers, in the order of the manifest."""
+        text: Literal["sentence", "verbatim"] = "sentence"
+        """Training targets as sentences (capital, full stop) or exactly as in the manifest."""
+        cache: Path | None = None
+        """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
+        strict: bool = False
+        """Stop with an error if anything is wrong."""
         problems: int = 20
         """How many problems to list."""
 
-    command = tyro.cli(Corpus, args=words, prog="specialize corpus", description=corpus.__doc__)
-    config = CorpusConfig(manifest=command.manifest, **vars(command.corpus))
+    command = tyro.cli(CorpusCommand, args=words, prog="specialize corpus")
+    names = {f.name for f in dataclasses.fields(CorpusConfig)}
+    config = CorpusConfig(**{name: value for name, value in vars(command).items() if name in names})
     opened = open_corpus(config, None if command.base is None else load_base(command.base))
-    for line in opened.summary_lines():
-        print(line)
+    summary = opened.summary()
+    print(f"{summary['speakers']} speakers")
+    for name, split in summary["splits"].items():
+        print(f"  {name:<5} {split['utterances']:>7} utterances, {split['hours']:.2f} h")
+    print(f"left out: {summary['left_out']}")
     for problem in opened.problems[: command.problems]:
         print(f"  {problem}")
     if len(opened.problems) > command.problems:
         print(f"  … and {len(opened.problems) - command.problems} more; --problems lists more of them")
-
-
-def _without_manifest(cls: type) -> Any:
-    fields = [(f.name, f.type, f) for f in dataclasses.fields(cls) if f.name != "manifest"]
-    return dataclasses.make_dataclass("Selection", fields, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,7 @@ class Inspect:
 
 def inspect(words: list[str]) -> None:
     """Say what a base, a run or a Submodel is, and where a spec would insert."""
-    from specialize.inspect import describe
+    from specialize.describe import describe
 
     command = tyro.cli(Inspect, args=words, prog="specialize inspect")
     for line in describe(command.path, kind=command.kind, where=command.where):

@@ -3,6 +3,7 @@
 from specialize.corpus.audio import read_audio
 from specialize.corpus.batches import (
     Assignment,
+    Cut,
     Order,
     cohort_batches,
     collate,
@@ -20,6 +21,7 @@ __all__ = [
     "Assignment",
     "Corpus",
     "CorpusConfig",
+    "Cut",
     "Order",
     "Problem",
     "Row",

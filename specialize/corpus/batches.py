@@ -1,4 +1,8 @@
-"""Cohort batches `[S, B, …]`: each slot's utterances in an order of its job's own, lengths aligned across slots."""
+"""Cohort batches `[S, B, …]`: each slot's utterances in an order of its job's own, lengths aligned across slots.
+
+Little of a batch is padding, for two reasons: slots at the same step have utterances of similar length (`Order`), and
+a batch is cut into parts of a few rows, from short to long, each padded to a length of its own.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ import numpy as np
 from specialize.base import Batch
 from specialize.corpus.shapes import Shapes, Size, largest
 from specialize.corpus.speakers import Corpus, Speaker, Utterance
+from specialize.errors import ConfigError
 
 CYCLE = 3
 """Steps over which lengths rise from short to long. Jobs whose steps agree modulo this have their lengths aligned."""
@@ -34,16 +39,19 @@ class Order:
     seed: int
 
     def rows(self, step: int) -> tuple[int, ...]:
-        """Positions of the utterances of a step: B of them, or all where there are no more than B."""
+        """Positions of the utterances of a step, from short to long: B of them, or all where there are no more."""
         n = len(self.lengths)
         if n <= self.batch:
-            return tuple(range(n))
+            return self._ranked(range(n))
         cycle, phase = divmod(step, CYCLE)
         count = CYCLE * self.batch
         draws = np.array([self._draw(at) for at in range(cycle * count, (cycle + 1) * count)])
         jitter = 1.0 + _JITTER * np.random.default_rng((self.seed, 1, cycle)).random(count)
         ranked = draws[np.argsort(np.array(self.lengths)[draws] * jitter, kind="stable")]
-        return tuple(ranked[phase * self.batch : (phase + 1) * self.batch].tolist())
+        return self._ranked(ranked[phase * self.batch : (phase + 1) * self.batch].tolist())
+
+    def _ranked(self, rows: Iterable[int]) -> tuple[int, ...]:
+        return tuple(sorted(rows, key=lambda row: (self.lengths[row], row)))
 
     def _draw(self, at: int) -> int:
         epoch, place = divmod(at, len(self.lengths))
@@ -62,45 +70,65 @@ class Assignment:
 
 
 class _Steps:
-    """A random-access source for grain: item k is the batch of step k from now."""
+    """A random-access source for grain: item k is the batch of step k from now, in parts."""
 
-    def __init__(self, corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, batch: int, shapes: Shapes):
+    def __init__(self, corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, cut: "Cut", shapes: Shapes):
         self._corpus, self._assignments, self._steps = corpus, assignments, steps
-        self._batch, self._shapes = batch, shapes
-        self._orders = [
-            None if a is None else Order(tuple(u.samples for u in a.speaker.train), batch, a.seed) for a in assignments
-        ]
+        self._cut, self._shapes = cut, shapes
+        self._orders = [None if a is None else _order(a, cut) for a in assignments]
 
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, index: Any) -> Batch:
+    def __getitem__(self, index: Any) -> tuple[Batch, ...]:
         rows: list[list[Utterance]] = []
         for assignment, order in zip(self._assignments, self._orders, strict=True):
             if assignment is None or order is None:
                 rows.append([])
             else:
                 rows.append([assignment.speaker.train[i] for i in order.rows(assignment.step + int(index))])
-        return collate(self._corpus, rows, self._batch, self._shapes)
+        return tuple(collate(self._corpus, part, self._cut.rows, self._shapes) for part in self._cut.parts(rows))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the B rows of a batch are cut into parts."""
+
+    batch: int
+    """B."""
+    rows: int
+    """Rows of a part; divides B."""
+
+    def __post_init__(self):
+        if self.batch % self.rows:
+            raise ConfigError(f"A batch of {self.batch} rows cannot be cut into parts of {self.rows}: it must divide it.")
+
+    def parts(self, rows: Sequence[Sequence[Utterance]]) -> list[list[Sequence[Utterance]]]:
+        """The rows of each slot, cut: a list of parts of a list of slots. Every slot has as many parts."""
+        return [[of_slot[at : at + self.rows] for of_slot in rows] for at in range(0, self.batch, self.rows)]
+
+
+def _order(assignment: Assignment, cut: Cut) -> Order:
+    return Order(tuple(u.samples for u in assignment.speaker.train), cut.batch, assignment.seed)
 
 
 def cohort_batches(
-    corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, batch: int, shapes: Shapes
-) -> grain.DatasetIterator[Batch]:
+    corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, cut: Cut, shapes: Shapes
+) -> grain.DatasetIterator[tuple[Batch, ...]]:
     """The training batches of the next steps of a cohort, decoded ahead in threads.
 
     Args:
         corpus: opened with a base.
         assignments: one for each of the S slots; None leaves the slot's rows empty.
         steps: how many batches.
-        batch: B, utterances of each slot.
+        cut: utterances of each slot in a batch, and in a part of it.
         shapes: lengths to pad to.
 
     Returns:
-        An iterator over `Batch`es of numpy arrays [S, B, …]. Its state (`get_state`) is small, and `set_state` goes on
-        with the identical batch.
+        An iterator over steps. Each is the parts of a batch, `Batch`es of numpy arrays [S, rows, …], from short to long.
+        Its state (`get_state`) is small, and `set_state` goes on with the identical batch.
     """
-    source = _Steps(corpus, list(assignments), steps, batch, shapes)
+    source = _Steps(corpus, list(assignments), steps, cut, shapes)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
@@ -118,23 +146,22 @@ def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[li
     return [[of_slot[k * batch : (k + 1) * batch] for of_slot in ranked] for k in range(count)]
 
 
-def train_shapes(assignments: Sequence[Assignment], slots: int, batch: int, steps: int, count: int) -> Shapes:
+def train_shapes(assignments: Sequence[Assignment], slots: int, cut: Cut, steps: int, count: int) -> Shapes:
     """Sizes for the training batches of a queue of jobs, foreseen by dealing it out in waves.
 
     Args:
         assignments: the queue; only its first 1,024 jobs are looked at, but nothing is too long for the last size.
         slots: S.
-        batch: B.
+        cut: of the batches.
         steps: of a job, at most; two dozen are looked at.
         count: how many sizes there may be.
     """
     foreseen = []
     for at in range(0, min(len(assignments), _FORESEEN_JOBS), slots):
-        wave = assignments[at : at + slots]
-        orders = [Order(tuple(u.samples for u in a.speaker.train), batch, a.seed) for a in wave]
+        wave = [(a, _order(a, cut)) for a in assignments[at : at + slots]]
         for step in range(min(steps, _FORESEEN_STEPS)):
-            rows = [a.speaker.train[i] for a, order in zip(wave, orders, strict=True) for i in order.rows(step)]
-            foreseen.append(_need(rows))
+            rows = [[a.speaker.train[i] for i in order.rows(step)] for a, order in wave]
+            foreseen += [_need(u for of_slot in part for u in of_slot) for part in cut.parts(rows)]
     return Shapes.choose(foreseen, count, largest(_size(u) for a in assignments for u in a.speaker.train))
 
 

@@ -23,17 +23,22 @@ class CohortConfig:
     """S, jobs trained at the same time; a multiple of the number of devices. More speakers than slots queue."""
     batch: int = 4
     """B, utterances of each speaker in a step."""
+    rows: int = 2
+    """Utterances of each speaker that are computed together; divides the batch. A batch is cut into parts of so many
+    rows, from short to long, each padded to a length of its own; their gradients add up."""
     refill: Literal["continuous", "waves"] = "continuous"
     """Whether a free slot takes the next job at once or waits until all are free."""
-    shapes: int = 6
+    shapes: int = 8
     """Sizes that training batches are padded to, at most. More leave less padding, and each takes a compilation."""
     chunk: int = 0
     """Slots of a device that are computed together; 0 is all. Try 8 on a CPU with many slots."""
 
     def __post_init__(self):
-        for name, least in (("slots", 1), ("batch", 1), ("shapes", 1), ("chunk", 0)):
+        for name, least in (("slots", 1), ("batch", 1), ("rows", 1), ("shapes", 1), ("chunk", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"cohort.{name}={getattr(self, name)}, but it must be at least {least}.")
+        if self.batch % self.rows:
+            raise ConfigError(f"cohort.rows={self.rows}, but it must divide cohort.batch={self.batch}.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from specialize.base import Base, Batch, load_base
-from specialize.corpus import Assignment, Corpus, Shapes, cohort_batches, eval_batches, eval_shapes, open_corpus, queue_order, train_shapes
+from specialize.corpus import Assignment, Corpus, Cut, Shapes, cohort_batches, eval_batches, eval_shapes, open_corpus, queue_order, train_shapes
 from specialize.errors import ConfigError
 from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites, load_submodel, size, take
 from specialize.submodel.bank import speaker_mesh
@@ -72,10 +72,11 @@ class Padding:
     real: int = 0
     computed: int = 0
 
-    def add(self, batch: Batch) -> None:
-        """Counts a batch [S, B, N]; slots without a job are computed too, and count as padding."""
-        self.real += int(np.sum(batch.samples))
-        self.computed += int(np.prod(batch.audio.shape))
+    def add(self, parts: Iterable[Batch]) -> None:
+        """Counts the parts of a step; slots without a job are computed too, and count as padding."""
+        for part in parts:
+            self.real += int(np.sum(part.samples))
+            self.computed += int(np.prod(part.audio.shape))
 
     @property
     def share(self) -> float:
@@ -103,7 +104,7 @@ class CohortTrainer:
     corpus: Corpus
     cohort: Cohort
     schedule: Schedule
-    batch: int
+    cut: Cut
     train_shapes: Shapes
     dev_shapes: Shapes
     padding: Padding = field(default_factory=Padding)
@@ -140,9 +141,9 @@ class CohortTrainer:
 
             steps = schedule.round_steps()
             metrics = []
-            for batch in self._train_batches(steps):
-                self.padding.add(batch)
-                state, measured = cohort.step(params, state, hyper, active, anchor, cohort.place(batch))
+            for parts in self._train_batches(steps):
+                self.padding.add(parts)
+                state, measured = cohort.step(params, state, hyper, active, anchor, cohort.place(parts))
                 metrics.append(measured)
             schedule.advance(steps)
             self.slot_steps += steps * cohort.slots
@@ -177,16 +178,16 @@ class CohortTrainer:
                 listener.looked(slot, running, train, norm)
         return state
 
-    def _train_batches(self, steps: int) -> Iterable[Batch]:
+    def _train_batches(self, steps: int) -> Iterable[tuple[Batch, ...]]:
         assignments = [
             None if running is None else Assignment(running.job.speaker, running.job.seed, running.step)
             for running in self.schedule.slots
         ]
-        return cohort_batches(self.corpus, assignments, steps, self.batch, self.train_shapes)
+        return cohort_batches(self.corpus, assignments, steps, self.cut, self.train_shapes)
 
     def _dev_batches(self, jobs: Sequence[Job | None]) -> list[Batch]:
         utterances = [() if job is None else job.speaker.dev for job in jobs]
-        return [self.cohort.place(b) for b in eval_batches(self.corpus, utterances, self.batch, self.dev_shapes)]
+        return [self.cohort.place(b) for b in eval_batches(self.corpus, utterances, self.cut.batch, self.dev_shapes)]
 
 
 def _mean(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
@@ -295,7 +296,8 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         chunk=experiment.cohort.chunk,
     )
     schedule = Schedule(jobs, slots, experiment.stop, experiment.cohort.refill)
-    trainer = CohortTrainer(base, corpus, cohort, schedule, experiment.cohort.batch, *_shapes(jobs, slots, experiment))
+    cut = Cut(experiment.cohort.batch, experiment.cohort.rows)
+    trainer = CohortTrainer(base, corpus, cohort, schedule, cut, *_shapes(jobs, slots, cut, experiment))
 
     run = Run.create(experiment, base=base.fingerprint, overwrite=overwrite)
     write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
@@ -325,13 +327,13 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     return run
 
 
-def _shapes(jobs: Sequence[Job], slots: int, experiment: Experiment) -> tuple[Shapes, Shapes]:
+def _shapes(jobs: Sequence[Job], slots: int, cut: Cut, experiment: Experiment) -> tuple[Shapes, Shapes]:
     """Sizes of the training batches and of the dev batches."""
-    batch, count = experiment.cohort.batch, experiment.cohort.shapes
+    count = experiment.cohort.shapes
     queue = [Assignment(job.speaker, job.seed, 0) for job in jobs]
     return (
-        train_shapes(queue, slots, batch, experiment.stop.max_steps, count),
-        eval_shapes([job.speaker.dev for job in jobs], slots, batch, max(1, count // 2)),
+        train_shapes(queue, slots, cut, experiment.stop.max_steps, count),
+        eval_shapes([job.speaker.dev for job in jobs], slots, cut.batch, max(1, count // 2)),
     )
 
 

@@ -1,16 +1,19 @@
-"""The cohort step: one compiled program that advances S independent jobs.
+"""The cohort step: S independent jobs advance together, in two compiled programs.
+
+`gradient` is the forward and backward pass of a part of a batch; `apply` sums the parts, clips, and updates.
 
 `jit` outside, `shard_map` over the mesh's speaker axis inside it, `vmap` over the local slots inside that. The base is
 replicated and everything with a slot axis is sharded, so independent jobs need no collective. `vmap` under `jit` alone
 would not do: XLA's partitioner gathers the operands of batched convolutions and FFTs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -34,6 +37,17 @@ class CohortState(NamedTuple):
     """int32 [S], steps that were not taken because loss or gradient was not finite."""
     best: Submodel
     """The Submodels at each job's best evaluation."""
+
+
+class Partial(NamedTuple):
+    """What a part of a batch adds to a step, of each slot; parts are summed."""
+
+    gradient: Submodel
+    """Of `total`."""
+    total: Any
+    """float32 [S], summed loss."""
+    count: Any
+    """float32 [S], target tokens."""
 
 
 class Metrics(NamedTuple):
@@ -94,14 +108,36 @@ class Cohort:
         self._start = None if start is None else jax.tree.map(jnp.asarray, start)
         self._random, self._chunk = random, chunk
         self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
-        self.step = self._compile(self._slot_step, shared=(0, 4), donate=(1,))
-        """(params, state, hyper, active [S], anchor, batch) → (state, Metrics). The state is donated."""
+        self.gradient = self._compile(self._slot_gradient, shared=(0, 4))
+        """(params, bank, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
+        self.apply = self._compile(self._slot_apply, shared=(3,), donate=(0,))
+        """(state, hyper, active [S], anchor, partials) → (state, Metrics). The state is donated."""
         self.evaluate = self._compile(self._slot_evaluate, shared=(0,))
         """(params, bank, batch) → (loss total [S], token count [S])."""
         self.reset = self._compile(self._slot_reset, donate=(0,))
         """(state, hyper, mask bool [S]) → state; slots where the mask is set start anew."""
         self.keep_best = self._compile(self._slot_keep_best, donate=(0,))
         """(state, mask bool [S]) → state; slots where the mask is set remember their present Submodel as their best."""
+
+    def step(
+        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, parts: Sequence[Batch]
+    ) -> tuple[CohortState, Metrics]:
+        """One step of all jobs.
+
+        Args:
+            params: of the base, replicated.
+            state: donated.
+            hyper: [S].
+            active: bool [S]; the other slots stay as they are.
+            anchor: what weight decay pulls towards; replicated.
+            parts: the batch, [S, rows, …] each. Their gradients add up before anything is clipped or applied, so that
+                only the number of rows matters and not how they are cut.
+        """
+        partials = tuple(
+            self.gradient(params, state.submodel, hyper, state.step, np.uint32(index), part)
+            for index, part in enumerate(parts)
+        )
+        return self.apply(state, hyper, active, anchor, partials)
 
     def anchor(self) -> Submodel:
         """What weight decay pulls towards: the start, or no effect. One Submodel, the same for all slots."""
@@ -179,22 +215,29 @@ class Cohort:
             losses = self.architecture.losses(changed, batch)
         return losses.total.sum(), losses.count.sum()
 
-    def _slot_step(
-        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, batch: Batch
-    ) -> tuple[CohortState, Metrics]:
+    def _slot_gradient(self, params: Any, submodel: Submodel, hyper: Hyper, step: Any, part: Any, batch: Batch) -> Partial:
         dropout, augment = None, None
         if self._random:
-            # Keyed by job and step, never by slot.
-            key = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+            # Keyed by job, step and part, never by slot.
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), step), part)
             for_dropout, for_augment = jax.random.split(key)
             dropout, augment = Dropout(for_dropout, hyper.dropout), Augment(for_augment, hyper.spec_augment)
 
-        def mean_loss(submodel):
+        def total_loss(submodel):
             with inserted(self.spec, submodel, params, dropout) as changed:
                 losses = self.architecture.losses(changed, batch, augment=augment)
-            return losses.total.sum() / jnp.maximum(losses.count.sum(), 1.0)
+            return losses.total.sum(), losses.count.sum()
 
-        loss, gradient = jax.value_and_grad(mean_loss)(state.submodel)
+        (total, count), gradient = jax.value_and_grad(total_loss, has_aux=True)(submodel)
+        return Partial(gradient, total, count)
+
+    def _slot_apply(
+        self, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, partials: tuple[Partial, ...]
+    ) -> tuple[CohortState, Metrics]:
+        summed = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *partials)
+        count = jnp.maximum(summed.count, 1.0)
+        loss = summed.total / count
+        gradient = jax.tree.map(lambda g: g / count, summed.gradient)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         scale = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-12))

@@ -1,0 +1,150 @@
+"""One training step of a cohort at several numbers of slots, next to the frozen-base floor.
+
+    python experiments/benchmarks/step.py --base bases/whisper-tiny.en --slots 1 8 16 32 --json step.json
+
+The floor is what no method that trains something at the same place can avoid: forward pass and gradient of the
+activations of the same S x B utterances, down to the first module that the spec adapts, with no Submodel, no optimizer
+and no gradient of any parameter. Step and floor take turns, and the median of each is reported.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from specialize.base import Base, Batch, load_base
+from specialize.submodel import AnyKind, ResidualAdapter, find_sites
+from specialize.submodel.bank import speaker_mesh
+from specialize.train import Cohort, HyperParameters, Job
+from specialize.train.jobs import stack_hyper
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Seconds of a cohort step for each Submodel, and their ratio to the floor."""
+
+    base: Path = Path("bases/whisper-tiny.en")
+    """Base folder."""
+    slots: tuple[int, ...] = (1, 8, 16, 32)
+    """Numbers of slots S."""
+    batch: int = 4
+    """B, utterances of each slot."""
+    rows: int = 2
+    """Utterances of a slot that are computed together; divides B."""
+    seconds: float = 4.0
+    """Length of every utterance."""
+    labels: int = 16
+    """Tokens of every utterance."""
+    repeats: int = 5
+    """How often step and floor are timed, in turns."""
+    chunk: int = 0
+    """Slots computed together; 0 is all."""
+    random: bool = False
+    """Draw dropout and SpecAugment too."""
+    submodel: tyro.conf.AvoidSubcommands[AnyKind] = field(
+        default_factory=lambda: ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=48)
+    )
+    """What is trained."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+def main(options: Benchmark) -> None:
+    """Times each number of slots and prints a line for each."""
+    base = load_base(options.base)
+    device = jax.devices()[0]
+    print(f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.processor() or platform.machine()}")
+    print(f"B={options.batch}, {options.seconds:g} s and {options.labels} tokens each, {options.submodel}")
+    print(f"{'S':>4} {'step/Submodel':>14} {'floor/Submodel':>15} {'step/floor':>11} {'vs S=' + str(options.slots[0]):>9}")
+    rows: list[dict[str, Any]] = []
+    for slots in options.slots:
+        step, floor = _time(options, base, slots)
+        row = {"slots": slots, "step_seconds_per_submodel": step / slots, "floor_seconds_per_submodel": floor / slots}
+        row["step_over_floor"] = step / floor
+        row["speed_over_first"] = rows[0]["step_seconds_per_submodel"] / (step / slots) if rows else 1.0
+        rows.append(row)
+        print(
+            f"{slots:>4} {step / slots:>13.3f}s {floor / slots:>14.3f}s {step / floor:>11.2f} "
+            f"{row['speed_over_first']:>8.2f}x",
+            flush=True,
+        )
+    if options.json is not None:
+        about = {
+            "device": f"{jax.device_count()} x {device.platform} {device.device_kind}",
+            "batch": options.batch,
+            "seconds": options.seconds,
+            "labels": options.labels,
+            "spec": str(options.submodel),
+            "jax": jax.__version__,
+        }
+        options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+def _time(options: Benchmark, base: Base, slots: int) -> tuple[float, float]:
+    """Median seconds of a step and of the floor."""
+    sites = find_sites(options.submodel, base.architecture, base.params)
+    mesh = speaker_mesh()
+    cohort = Cohort(
+        base.architecture, options.submodel, sites, mesh, slots, random=options.random, chunk=options.chunk
+    )
+    params, anchor = cohort.place_replicated(base.params), cohort.place_replicated(cohort.anchor())
+    jobs: list[Job | None] = [None] * slots
+    hyper = cohort.place(stack_hyper(jobs))._replace(learning_rate=jnp.full((slots,), HyperParameters().learning_rate))
+    state = cohort.reset(cohort.empty_state(), hyper, cohort.place(np.ones(slots, bool)))
+    active = cohort.place(np.ones(slots, bool))
+    parts = [_batch(options, base.architecture.sample_rate, slots) for _ in range(0, options.batch, options.rows)]
+    parts = cohort.place(parts)
+    floor = _floor(base, sites[0].path)
+    deltas = jnp.zeros((slots, sites[0].width))
+
+    times: dict[str, list[float]] = {"step": [], "floor": []}
+    for round_ in range(options.repeats + 1):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(cohort.step(params, state, hyper, active, anchor, parts))
+        between = time.perf_counter()
+        jax.block_until_ready([floor(deltas, params, part) for part in parts])
+        if round_:  # the first compiles
+            times["step"].append(between - began)
+            times["floor"].append(time.perf_counter() - between)
+    return statistics.median(times["step"]), statistics.median(times["floor"])
+
+
+def _floor(base: Base, path: str) -> Callable[..., Any]:
+    """Gradient of the mean loss with respect to the activations of one module, summed over its positions."""
+    def loss(delta, params, batch):
+        def change(next_fn, args, kwargs, context):
+            y = next_fn(*args, **kwargs)
+            if context.method_name == "__call__" and "/".join(context.module.path) == path:
+                return y + delta.reshape((1,) * (y.ndim - 1) + (-1,))
+            return y
+
+        with nn.intercept_methods(change):
+            losses = base.architecture.losses(params, batch)
+        return losses.total.sum() / losses.count.sum()
+
+    return jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(0, None, 0)))
+
+
+def _batch(options: Benchmark, rate: int, slots: int) -> Batch:
+    rng = np.random.default_rng(0)
+    rows, n = (slots, options.rows), int(options.seconds * rate)
+    return Batch(
+        audio=(0.05 * rng.standard_normal((*rows, n))).astype(np.float32),
+        samples=np.full(rows, n, np.int32),
+        labels=rng.integers(0, 1000, (*rows, options.labels)).astype(np.int32),
+        label_lengths=np.full(rows, options.labels, np.int32),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))

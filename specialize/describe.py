@@ -1,0 +1,157 @@
+"""What a folder is: a base, a run or a stored Submodel, in lines of plain text."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from specialize.base import Base, load_base
+from specialize.errors import ConfigError
+from specialize.submodel import KINDS, StoredSubmodel, find_sites, init_submodel, load_submodel, sites, size
+from specialize.submodel.kinds import kind_name
+from specialize.submodel.sites import summarise
+from specialize.train import Run
+
+_LISTED = 12
+
+
+def describe(path: Path, *, kind: str | None = None, where: tuple[str, ...] | None = None) -> Iterator[str]:
+    """Lines that say what a folder is.
+
+    Args:
+        path: of a base, a run or a Submodel.
+        kind: with a base, also where a Submodel of this kind would go, and how large it would be.
+        where: with `kind`, patterns of module paths instead of the kind's default.
+
+    Raises:
+        ConfigError: the folder is none of the three, or `kind` was given for another thing than a base.
+        SpecError: `where` matches nothing that fits.
+    """
+    path = Path(path)
+    if where is not None and kind is None:
+        raise ConfigError("--where needs --kind: the kind of Submodel that would go there.")
+    if not path.exists():
+        raise ConfigError(f"There is nothing at '{path}'.")
+    if (path / "base.json").is_file():
+        base = load_base(path)
+        return _insertion(base, kind, where) if kind is not None else _base(path, base)
+    if kind is not None:
+        raise ConfigError(f"--kind shows where a Submodel would go in a base, but '{path}' is not a base folder.")
+    if (path / "config.json").is_file() and (path / "submodels").is_dir():
+        return _run(Run(path))
+    if (path / "config.json").is_file():
+        raise ConfigError(
+            f"'{path}' has a config.json, but no base.json and no submodels. If it is a Hugging Face checkpoint, make a "
+            f"base from it with `specialize import-base {path} bases/{path.name}`."
+        )
+    return _submodel(path, load_submodel(path))
+
+
+def _base(path: Path, base: Base) -> Iterator[str]:
+    architecture = base.architecture
+    parameters = size(base.params)
+    yield f"base {path}"
+    yield f"  architecture   {type(architecture).__name__}"
+    yield f"  parameters     {parameters:,} ({_bytes(4 * parameters)} as float32)"
+    yield f"  fingerprint    {base.fingerprint}"
+    yield f"  audio          {architecture.sample_rate} Hz, at most {architecture.max_samples / architecture.sample_rate:g} s"
+    yield f"  labels         at most {architecture.max_labels} tokens"
+    for name, value in _config(architecture):
+        yield f"  {name:<14} {value}"
+    available = sites(architecture, base.params)
+    yield f"modules ({len(available)}), as a `where` names them:"
+    for line in summarise(available):
+        yield f"  {line}"
+    yield "default Submodels:"
+    for name, cls in KINDS.items():
+        spec = cls()
+        count = _count(base, spec)
+        yield f"  {name:<17} {count:>12,} parameters ({count / parameters:.2%})  where={' '.join(spec.where)}"
+
+
+def _config(architecture: Any) -> Iterator[tuple[str, Any]]:
+    config = getattr(architecture, "config", None)
+    if dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            yield field.name, getattr(config, field.name)
+
+
+def _insertion(base: Base, kind: str, where: tuple[str, ...] | None) -> Iterator[str]:
+    spec = KINDS[kind]() if where is None else KINDS[kind](where=where)
+    chosen = find_sites(spec, base.architecture, base.params)
+    count = _count(base, spec)
+    yield f"{spec}"
+    yield f"  {count:,} parameters, {count / size(base.params):.2%} of the base, {_bytes(4 * count)}"
+    yield f"  goes to {len(chosen)} modules:"
+    for line in summarise(site.path for site in chosen):
+        yield f"    {line}"
+
+
+def _count(base: Base, spec: Any) -> int:
+    chosen = find_sites(spec, base.architecture, base.params)
+    return size(jax.eval_shape(lambda: init_submodel(spec, chosen, jax.random.key(0))))
+
+
+def _submodel(path: Path, stored: StoredSubmodel) -> Iterator[str]:
+    count = size(stored.submodel)
+    yield f"Submodel {path}"
+    yield f"  speaker        {stored.speaker}"
+    yield f"  spec           {stored.spec}"
+    yield f"  parameters     {count:,} ({_bytes(4 * count)})"
+    yield f"  base           {stored.base}"
+    for name in ("steps", "best_step", "base_dev_loss", "dev_loss", "beats_base_on_dev", "skipped_steps"):
+        if name in stored.training:
+            yield f"  {name:<14} {_round(stored.training[name])}"
+    yield "parameters by module:"
+    for line, shapes in _by_module(stored).items():
+        yield f"  {line}: {shapes}"
+
+
+def _by_module(stored: StoredSubmodel) -> dict[str, str]:
+    by_shapes: dict[str, list[str]] = {}
+    for module, weights in stored.submodel.items():
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in weights.items())
+        by_shapes.setdefault(shapes, []).append(module)
+    return {line: shapes for shapes, modules in by_shapes.items() for line in summarise(modules)}
+
+
+def _run(run: Run) -> Iterator[str]:
+    experiment, summary, results = run.experiment, run.read("summary.json"), run.read("results.json")
+    speakers = list(run.store.speakers())
+    yield f"run {run.folder}"
+    yield f"  base           {experiment.base} ({run.base})"
+    yield f"  corpus         {experiment.corpus.manifest}"
+    yield f"  spec           {kind_name(experiment.submodel)}: {experiment.submodel}"
+    yield f"  hyper          {experiment.hyper}"
+    yield f"  stop           {experiment.stop}"
+    yield f"  cohort         {experiment.cohort}"
+    if experiment.start is not None:
+        yield f"  start          {experiment.start}"
+    yield f"  Submodels      {len(speakers)}: {', '.join(speakers[:_LISTED])}{' …' if len(speakers) > _LISTED else ''}"
+    if summary is None:
+        yield "  state          not finished: it has no summary.json"
+    else:
+        each, whole = summary["parameters_each"], summary["base_parameters"]
+        yield f"  parameters     {each:,} each ({each / whole:.2%} of the base)"
+        yield (
+            f"  took           {summary['seconds']:.0f} s, {summary['submodels_per_hour']:.0f} Submodels an hour in "
+            f"{summary['slots']} slots on {', '.join(summary['devices'])}"
+        )
+        yield f"  padding        {summary['padded_share']:.1%} of the audio; slots busy {summary['slots_busy']:.1%}"
+    yield f"  left out       {len(run.read('problems.json') or [])} (problems.json)"
+    if results is None:
+        yield f"  scores         none yet: specialize evaluate {run.folder}"
+    else:
+        pooled = results["pooled"]
+        if pooled["base_wer"] is not None:
+            yield f"  test WER       {pooled['base_wer']:.1%} -> {pooled['wer']:.1%} over {pooled['speakers']} speakers"
+
+
+def _round(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
