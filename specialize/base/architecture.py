@@ -1,7 +1,7 @@
 """The contract between an architecture and the rest: everything else is written against these names."""
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -26,6 +26,7 @@ class Augment(NamedTuple):
     """float32 scalar: SpecAugment strength; 0 leaves the features as they are, 1 is the published policy."""
 
 
+@runtime_checkable
 class Architecture(Protocol, Hashable):
     """Pure functions of (params, arrays): a hashable, static description that may be closed over by `jit`.
 

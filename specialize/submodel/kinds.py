@@ -5,7 +5,7 @@ A kind is a frozen dataclass, at once the specification that a user writes. Its 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Union
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Union, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,7 @@ class Dropout(NamedTuple):
         return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
 
+@runtime_checkable
 class Kind(Protocol):
     """What a kind of Submodel must offer. Add one by writing such a dataclass and naming it in `AnyKind`."""
 

@@ -1,0 +1,41 @@
+"""What all tests share: eight CPU devices, strict ranks, and the real data where it is."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("SPECIALIZE_CACHE", str(Path(tempfile.gettempdir()) / f"specialize-tests-{os.getuid()}"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["SPECIALIZE_CACHE"]) / "compiled"))
+
+import jax
+import pytest
+
+from specialize.base import Base, import_base, load_base
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and recordings beside the repository; its tests skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in '{SHARED}', which is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def whisper_folder(shared, tmp_path_factory) -> Path:
+    """A base folder of the real Whisper tiny.en."""
+    folder = tmp_path_factory.mktemp("bases") / "whisper-tiny.en"
+    import_base(str(shared / "models/whisper-tiny.en"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whisper(whisper_folder) -> Base:
+    """The real Whisper tiny.en."""
+    return load_base(whisper_folder)
