@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -84,6 +84,7 @@ class Padding:
         return 1.0 - self.real / max(self.computed, 1)
 
 
+@runtime_checkable
 class Listener(Protocol):
     """What a trainer tells while it runs."""
 
@@ -168,7 +169,7 @@ class CohortTrainer:
         only: Collection[int] | None = None,
     ) -> CohortState:
         losses = _mean(self.cohort.evaluate(params, state.submodel, b) for b in dev)
-        improved = self.schedule.look(losses, only)
+        improved = self.schedule.look(losses.tolist(), only)
         state = self.cohort.keep_best(state, self.cohort.place(np.isin(np.arange(self.cohort.slots), improved)))
         fetched = jax.device_get(list(metrics))
         for slot, running in enumerate(self.schedule.slots):

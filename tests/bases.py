@@ -1,0 +1,68 @@
+"""Tiny bases with random parameters, and batches of noise, for tests."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tokenizers
+
+from specialize.base import Base, Batch, Tokenizer, Whisper, WhisperConfig
+
+START, END, QUIET = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+
+
+def byte_tokenizer() -> tuple[str, dict[str, int]]:
+    """A tokenizer with a token for each byte and three of markup: its definition, and the ids of the markup."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: index for index, letter in enumerate(alphabet)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    made.decoder = tokenizers.decoders.ByteLevel()  # type: ignore[assignment]
+    made.add_special_tokens([START, END, QUIET])
+    return made.to_str(), {name: made.token_to_id(name) for name in (START, END, QUIET)}
+
+
+@functools.cache
+def tiny_whisper(width: int = 32, layers: int = 2, seed: int = 0) -> Base:
+    """A Whisper of `layers` encoder and decoder layers that hears up to 5 s."""
+    definition, ids = byte_tokenizer()
+    config = WhisperConfig(
+        vocab_size=264,
+        d_model=width,
+        num_mel_bins=20,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=2 * width,
+        decoder_ffn_dim=2 * width,
+        max_source_positions=250,
+        max_target_positions=64,
+    )
+    architecture = Whisper(config, prompt=(ids[START], ids[QUIET]), end=ids[END], suppress=(5, 6, *range(259, 264)))
+    params = jax.tree.map(np.asarray, architecture.init(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    # Biases start at zero and scales at one; noise on everything makes every parameter matter.
+    params = jax.tree.map(lambda p: (p + 0.05 * rng.standard_normal(p.shape)).astype(np.float32), params)
+    return Base.make(architecture, params, Tokenizer(definition, ids[END]))
+
+
+BASES: dict[str, Callable[[], Base]] = {"whisper": tiny_whisper}
+"""Every architecture, for tests of what all must do."""
+
+
+def random_batch(base: Base, rows: int = 3, seconds: float = 1.0, labels: int = 8, seed: int = 0) -> Batch:
+    """Noise of different lengths, the first row the longest, with random texts."""
+    rng = np.random.default_rng(seed)
+    n = int(seconds * base.architecture.sample_rate)
+    samples = np.array([n - row * n // (2 * rows) for row in range(rows)], np.int32)
+    lengths = np.array([labels - row * labels // (2 * rows) for row in range(rows)], np.int32)
+    audio = 0.1 * rng.standard_normal((rows, n)).astype(np.float32)
+    texts = rng.integers(10, 200, (rows, labels)).astype(np.int32)
+    batch = Batch(audio, samples, texts, lengths)
+    for row in range(rows):
+        audio[row, samples[row] :] = 0.0
+        texts[row, lengths[row] - 1] = base.tokenizer.end
+        texts[row, lengths[row] :] = 0
+    return batch
