@@ -59,11 +59,11 @@ class Kind(Protocol):
     def call(
         self,
         weights: Weights,
-        x: Float[Array, "*axes D"],
+        x: Any,
         y: Float[Array, "*axes W"],
         dropout: Dropout | None,
     ) -> Float[Array, "*axes W"]:
-        """The changed result of a module, from its input `x` and its own result `y`."""
+        """The changed result of a module, from its first argument `x`, whatever that is, and its own result `y`."""
         ...
 
 
@@ -132,7 +132,7 @@ class ResidualAdapter(_Kind):
     def call(
         self,
         weights: Weights,
-        x: Float[Array, "*axes D"],
+        x: Any,
         y: Float[Array, "*axes W"],
         dropout: Dropout | None,
     ) -> Float[Array, "*axes W"]:
@@ -205,7 +205,7 @@ class BiasOnly(_Kind):
     def call(
         self,
         weights: Weights,
-        x: Float[Array, "*axes D"],
+        x: Any,
         y: Float[Array, "*axes W"],
         dropout: Dropout | None,
     ) -> Float[Array, "*axes W"]:
@@ -233,7 +233,7 @@ class LayerNormOnly(_Kind):
     def call(
         self,
         weights: Weights,
-        x: Float[Array, "*axes D"],
+        x: Any,
         y: Float[Array, "*axes W"],
         dropout: Dropout | None,
     ) -> Float[Array, "*axes W"]:
@@ -262,7 +262,7 @@ class FullWeights(_Kind):
     def call(
         self,
         weights: Weights,
-        x: Float[Array, "*axes D"],
+        x: Any,
         y: Float[Array, "*axes W"],
         dropout: Dropout | None,
     ) -> Float[Array, "*axes W"]:
