@@ -23,7 +23,7 @@ from tests.bases import BASES, random_batch
 
 EVERYWHERE = ("**",)
 SPECS: dict[str, Kind] = {
-    "residual-adapter": ResidualAdapter(("*/*",), bottleneck=4),
+    "residual-adapter": ResidualAdapter(("*/*",), bottleneck=16),
     "lora": LoRA(EVERYWHERE, rank=3, alpha=5.0),
     "bias-only": BiasOnly(EVERYWHERE),
     "layer-norm-only": LayerNormOnly(EVERYWHERE),
