@@ -24,7 +24,7 @@ def byte_tokenizer() -> tuple[str, dict[str, int]]:
 
 
 @functools.cache
-def tiny_whisper(width: int = 32, layers: int = 2, seed: int = 0) -> Base:
+def tiny_whisper(width: int = 16, layers: int = 1, seed: int = 0) -> Base:
     """A Whisper of `layers` encoder and decoder layers that hears up to 5 s."""
     definition, ids = byte_tokenizer()
     config = WhisperConfig(

@@ -1,0 +1,194 @@
+"""Base folders and imports: what is written comes back, and what does not fit is named."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from specialize.base import Base, import_base, load_base, save_base
+from specialize.base.huggingface import _tensor_name
+from specialize.errors import BaseModelError
+from tests.bases import END, QUIET, START, byte_tokenizer, tiny_whisper
+
+
+def tensors(base: Base) -> dict[str, np.ndarray]:
+    """The base's parameters under Hugging Face's names and axes."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(base.params)[0]:
+        name, axes = _tensor_name(tuple(key.key for key in path))
+        found[name] = np.ascontiguousarray(np.asarray(leaf).transpose(np.argsort(axes)) if axes else leaf)
+    return found
+
+
+def checkpoint(folder: Path, values: dict[str, np.ndarray], shards: int = 1, **config) -> Path:
+    """A Hugging Face folder of the tiny base."""
+    folder.mkdir()
+    definition, ids = byte_tokenizer()
+    sizes = dataclasses.asdict(tiny_whisper().architecture.config)
+    (folder / "config.json").write_text(
+        json.dumps(
+            sizes
+            | {"model_type": "whisper", "decoder_start_token_id": ids[START], "eos_token_id": ids[END]}
+            | {"suppress_tokens": [5, 6, *range(259, 264)], "no_timestamps_token_id": ids[QUIET]}
+            | config
+        )
+    )
+    (folder / "tokenizer.json").write_text(definition)
+    names = sorted(values)
+    if shards == 1:
+        save_file(values, folder / "model.safetensors")
+    else:
+        files = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+        for i, file in enumerate(files):
+            save_file({name: values[name] for name in names[i::shards]}, folder / file)
+        weight_map = {name: files[i % shards] for i, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_import_and_load_give_the_base_back(tmp_path):
+    base = tiny_whisper()
+    imported = import_base(checkpoint(tmp_path / "hf", tensors(base)), tmp_path / "base")
+    loaded = load_base(tmp_path / "base")
+    assert imported.fingerprint == base.fingerprint == loaded.fingerprint
+    assert loaded.architecture == base.architecture
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, base.params)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_and_shards(tmp_path, dtype, shards):
+    halved = {name: value.astype(dtype) for name, value in tensors(tiny_whisper()).items()}
+    base = import_base(checkpoint(tmp_path / "hf", halved, shards), tmp_path / "base")
+    for name, value in tensors(base).items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, halved[name].astype(np.float32), err_msg=name)
+
+
+def test_names_without_model_and_a_tied_output_are_known(tmp_path):
+    base = tiny_whisper()
+    values = {name.removeprefix("model."): value for name, value in tensors(base).items()}
+    values["proj_out.weight"] = values["decoder.embed_tokens.weight"].copy()
+    assert import_base(checkpoint(tmp_path / "hf", values), tmp_path / "base").fingerprint == base.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.encoder.conv1.weight"), "encoder.conv1.weight is missing"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), "extra is not known"),
+        (lambda t: t.update({"model.encoder.conv1.bias": np.zeros(3, np.float32)}), r"has shape \(3,\), expected \(16,\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
+    values = tensors(tiny_whisper())
+    change(values)
+    with pytest.raises(BaseModelError, match=message):
+        import_base(checkpoint(tmp_path / "hf", values), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_what_is_not_a_checkpoint_is_refused(tmp_path):
+    values = tensors(tiny_whisper())
+    with pytest.raises(BaseModelError, match="model_type 'bert'"):
+        import_base(checkpoint(tmp_path / "bert", values, model_type="bert"), tmp_path / "base")
+    with pytest.raises(BaseModelError, match="activation_function='relu'"):
+        import_base(checkpoint(tmp_path / "relu", values, activation_function="relu"), tmp_path / "base")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(BaseModelError, match=r"no config.json"):
+        import_base(empty, tmp_path / "base")
+    with pytest.raises(BaseModelError, match="no folder"):
+        import_base(tmp_path / "not here", tmp_path / "base")
+    folder = checkpoint(tmp_path / "no weights", values)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match=r"no model.safetensors"):
+        import_base(folder, tmp_path / "base")
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(BaseModelError, match="cannot be read"):
+        import_base(folder, tmp_path / "base")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BaseModelError, match="no tokenizer"):
+        import_base(folder, tmp_path / "base")
+    with pytest.raises(BaseModelError, match="English-only"):
+        import_base(checkpoint(tmp_path / "german", values), tmp_path / "base", language="de")
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_multilingual_checkpoint_is_prompted_for_its_language(tmp_path):
+    table = {"lang_to_id": {"<|de|>": 11, "<|fr|>": 12}, "task_to_id": {"transcribe": 13, "translate": 14}}
+    folder = checkpoint(tmp_path / "hf", tensors(tiny_whisper()), is_multilingual=True, **table)
+    start, quiet = tiny_whisper().architecture.prompt
+    german = import_base(folder, tmp_path / "de", language="de")
+    assert german.architecture.prompt == (start, 11, 13, quiet)
+    french = import_base(folder, tmp_path / "fr", language="fr", task="translate")
+    assert french.architecture.prompt == (start, 12, 14, quiet)
+    assert german.fingerprint != french.fingerprint
+    with pytest.raises(BaseModelError, match="It has: de, fr"):
+        import_base(folder, tmp_path / "en")
+
+
+def test_the_fingerprint_is_of_all_four_parts():
+    base = tiny_whisper()
+    architecture = dataclasses.replace(base.architecture, suppress=(5,))
+    params = jax.tree.map(np.copy, base.params)
+    params["encoder"]["conv1"]["bias"][3] += 1e-6
+    definition = base.tokenizer.definition.replace("notimestamps", "notimestamp5")
+    tokenizer = type(base.tokenizer)(definition, base.tokenizer.end)
+    made = {
+        Base.make(architecture, base.params, base.tokenizer).fingerprint,
+        Base.make(base.architecture, params, base.tokenizer).fingerprint,
+        Base.make(base.architecture, base.params, tokenizer).fingerprint,
+        base.fingerprint,
+    }
+    assert len(made) == 4
+    how_it_is_used = base.with_context("full").architecture
+    assert Base.make(how_it_is_used, base.params, base.tokenizer).fingerprint == base.fingerprint
+
+
+def test_a_changed_folder_is_noticed(tmp_path):
+    save_base(tiny_whisper(), tmp_path / "base")
+    data = json.loads((tmp_path / "base/base.json").read_text())
+    data["config"]["suppress"] = [7]
+    (tmp_path / "base/base.json").write_text(json.dumps(data))
+    with pytest.raises(BaseModelError, match="changed since it was written"):
+        load_base(tmp_path / "base")
+
+
+def test_what_is_not_a_base_folder_is_refused(tmp_path):
+    with pytest.raises(BaseModelError, match=r"no base.json"):
+        load_base(tmp_path)
+    folder = checkpoint(tmp_path / "hf", tensors(tiny_whisper()))
+    with pytest.raises(BaseModelError, match="specialize import-base"):
+        load_base(folder)
+    save_base(tiny_whisper(), tmp_path / "base")
+    with pytest.raises(BaseModelError, match="there already"):
+        save_base(tiny_whisper(), tmp_path / "base")
+
+
+@pytest.mark.parametrize("after", [0.05, 0.2, 0.5])
+def test_a_killed_save_leaves_nothing_that_loads(tmp_path, after):
+    script = (
+        "import sys; from specialize.base import save_base; from tests.bases import tiny_whisper\n"
+        "base = tiny_whisper(width=256, layers=2); print('now', flush=True)\n"
+        "save_base(base, sys.argv[1])\n"
+    )
+    folder = tmp_path / "base"
+    child = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "now\n"
+    time.sleep(after)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    if folder.exists():
+        assert load_base(folder).params["encoder"]["conv1"]["bias"].shape == (256,)

@@ -1,0 +1,126 @@
+"""Parity with Hugging Face transformers on tiny random Whispers, English-only and multilingual, 80 and 128 mels."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from specialize.base import Batch, import_base
+from tests.bases import END, QUIET, START, byte_tokenizer
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
+transformers = pytest.importorskip("transformers", reason="needs the extra 'torch'")
+
+
+@pytest.fixture(scope="module", params=[(80, False), (128, True)], ids=["english", "multilingual"])
+def pair(request, tmp_path_factory):
+    """A random model of transformers, and the base imported from it."""
+    mels, multilingual = request.param
+    definition, ids = byte_tokenizer()
+    config = transformers.WhisperConfig(
+        vocab_size=264,
+        num_mel_bins=mels,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_target_positions=64,
+        decoder_start_token_id=ids[START],
+        bos_token_id=ids[END],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
+        dropout=0.0,
+        init_std=0.1,
+    )
+    torch.manual_seed(0)
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    settings = {
+        "decoder_start_token_id": ids[START],
+        "eos_token_id": ids[END],
+        "suppress_tokens": [5, 6, *range(259, 264)],
+        "begin_suppress_tokens": [7],
+        "no_timestamps_token_id": ids[QUIET],
+        "is_multilingual": multilingual,
+    }
+    if multilingual:
+        settings |= {"lang_to_id": {"<|en|>": 11, "<|de|>": 12}, "task_to_id": {"transcribe": 13, "translate": 14}}
+    folder = tmp_path_factory.mktemp("whisper") / "hf"
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").write_text(definition)
+    base = import_base(folder, folder.parent / "base").with_context("full")
+    assert len(base.architecture.prompt) == (4 if multilingual else 2)
+    return model, base
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    rng = np.random.default_rng(0)
+    samples = np.array([32_000, 20_001], np.int32)
+    audio = 0.1 * rng.standard_normal((2, 32_000)).astype(np.float32)
+    audio[1, 20_001:] = 0.0
+    return audio, samples
+
+
+def features(model, spoken):
+    audio, samples = spoken
+    extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+    clips = [row[:n] for row, n in zip(audio, samples, strict=True)]
+    return extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features
+
+
+def test_features(pair, spoken):
+    model, base = pair
+    ours, _ = base.architecture.features(*spoken)
+    np.testing.assert_allclose(ours, features(model, spoken).numpy().transpose(0, 2, 1), atol=1e-4)
+
+
+def test_encoder(pair, spoken):
+    model, base = pair
+    with torch.no_grad():
+        theirs = model.model.encoder(features(model, spoken)).last_hidden_state.numpy()
+    np.testing.assert_allclose(jax.jit(base.architecture.encode)(base.params, *spoken), theirs, atol=1e-4)
+
+
+def test_logits_and_loss(pair, spoken):
+    model, base = pair
+    prompt = list(base.architecture.prompt)
+    texts = [base.tokenizer.encode("one two"), base.tokenizer.encode("three")]
+    width = max(map(len, texts))
+    labels = np.array([text + [0] * (width - len(text)) for text in texts], np.int32)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    tokens = np.array([prompt + text for text in labels.tolist()], np.int32)
+    with torch.no_grad():
+        output = model(input_features=features(model, spoken), decoder_input_ids=torch.tensor(tokens).long())
+    ours = base.architecture.logits(base.params, *spoken, tokens)
+    np.testing.assert_allclose(ours, output.logits.numpy(), atol=1e-4)
+
+    log_probabilities = torch.log_softmax(output.logits, -1).numpy()
+    losses = base.architecture.losses(base.params, Batch(*spoken, labels, lengths))
+    for row, text in enumerate(texts):
+        at = len(prompt) - 1 + np.arange(len(text))
+        assert losses.count[row] == len(text)
+        np.testing.assert_allclose(losses.total[row], -log_probabilities[row, at, text].sum(), rtol=1e-4)
+
+
+def test_greedy_ids(pair, spoken):
+    model, base = pair
+    architecture = base.architecture
+    tokens = torch.tensor([list(architecture.prompt)] * 2)
+    inputs = features(model, spoken)
+    ours = np.asarray(architecture.decode(base.params, *spoken, max_tokens=16))
+    with torch.no_grad():
+        for step in range(16):
+            logits = model(input_features=inputs, decoder_input_ids=tokens).logits[:, -1]
+            logits[:, list(architecture.suppress + (architecture.begin_suppress if step == 0 else ()))] = -torch.inf
+            tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    for row in range(2):
+        theirs = tokens[row, len(architecture.prompt) :].tolist()
+        length = theirs.index(architecture.end) if architecture.end in theirs else 16
+        assert ours[row, :length].tolist() == theirs[:length]

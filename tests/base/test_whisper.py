@@ -1,0 +1,151 @@
+"""What a base must do whatever its parameters: padding, empty rows, batches and limits change nothing they should not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specialize.base import Augment, Base, Batch
+from tests.bases import BASES, random_batch, tiny_whisper
+
+
+@pytest.fixture(params=sorted(BASES))
+def base(request) -> Base:
+    return BASES[request.param]()
+
+
+def losses(base: Base, batch: Batch) -> np.ndarray:
+    return np.asarray(jax.jit(base.architecture.losses)(base.params, batch).total)
+
+
+def poisoned(batch: Batch) -> Batch:
+    """The batch with NaN wherever its lengths say that there is nothing."""
+    audio = batch.audio.copy()
+    for row, n in enumerate(batch.samples):
+        audio[row, n:] = np.nan
+    labels = np.where(np.arange(batch.labels.shape[1]) < batch.label_lengths[:, None], batch.labels, 77)
+    return batch._replace(audio=audio, labels=labels.astype(np.int32))
+
+
+def test_what_is_in_the_padding_changes_no_loss_and_no_gradient(base):
+    def total(params, batch):
+        return base.architecture.losses(params, batch).total.sum()
+
+    batch = random_batch(base)
+    of_zeros = jax.jit(jax.value_and_grad(total))(base.params, batch)
+    of_nan = jax.jit(jax.value_and_grad(total))(base.params, poisoned(batch))
+    for left, right in zip(jax.tree.leaves(of_zeros), jax.tree.leaves(of_nan), strict=True):
+        assert np.isfinite(np.asarray(right)).all()
+        np.testing.assert_array_equal(left, right)
+
+
+def test_what_is_in_the_padding_changes_no_text(base):
+    batch = random_batch(base)
+    decode = jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=12))
+    clean = decode(base.params, batch.audio, batch.samples)
+    np.testing.assert_array_equal(clean, decode(base.params, poisoned(batch).audio, batch.samples))
+
+
+def test_a_row_is_the_same_alone_and_padded_further(base):
+    batch = random_batch(base)
+    together = losses(base, batch)
+    for row in range(len(together)):
+        n, u = int(batch.samples[row]), int(batch.label_lengths[row])
+        alone = Batch(
+            batch.audio[row : row + 1, :n],
+            batch.samples[row : row + 1],
+            batch.labels[row : row + 1, :u],
+            batch.label_lengths[row : row + 1],
+        )
+        np.testing.assert_allclose(losses(base, alone)[0], together[row], rtol=2e-5)
+
+
+def test_empty_rows_have_no_loss_and_finite_gradients(base):
+    def total(params, batch):
+        result = base.architecture.losses(params, batch)
+        return result.total.sum(), result
+
+    batch = random_batch(base)
+    samples, lengths = batch.samples.copy(), batch.label_lengths.copy()
+    samples[1] = lengths[1] = 0
+    batch = batch._replace(samples=samples, label_lengths=lengths)
+    (_, result), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(base.params, batch)
+    assert result.total[1] == 0
+    assert result.count[1] == 0
+    assert (result.count[np.array([0, 2])] > 0).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    nobody = batch._replace(samples=np.zeros_like(samples), label_lengths=np.zeros_like(lengths))
+    (value, _), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(base.params, nobody)
+    assert value == 0
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_vmapped_over_slots_is_one_at_a_time(base):
+    stacked = [random_batch(base, seed=seed) for seed in range(3)]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
+    together = jax.jit(jax.vmap(base.architecture.losses, (None, 0)))(base.params, batch).total
+    for slot, one in enumerate(stacked):
+        np.testing.assert_allclose(together[slot], losses(base, one), rtol=2e-5)
+
+
+def test_decoding_keeps_its_limits():
+    base = tiny_whisper()
+    architecture = dataclasses.replace(base.architecture, tokens_per_second=2.0)
+    batch = random_batch(base, seconds=2.0)
+    samples = batch.samples.copy()
+    samples[2] = 0
+    ids = np.asarray(jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=40))(base.params, batch.audio, samples))
+    ended = ids == base.tokenizer.end
+    for row, n in enumerate(samples):
+        limit = int(np.ceil(2.0 * n / 16_000)) + 8 if n else 0
+        length = int(np.argmax(ended[row]))
+        assert ended[row].any()
+        assert length <= limit
+        assert ended[row, length:].all(), "nothing comes after the end"
+    assert not np.isin(ids, architecture.suppress).any()
+    assert (ids[2] == base.tokenizer.end).all()
+
+
+def test_decoding_longer_than_the_base_allows_is_refused():
+    base = tiny_whisper()
+    batch = random_batch(base)
+    with pytest.raises(ValueError, match="at most 62"):
+        base.architecture.decode(base.params, batch.audio, batch.samples, max_tokens=63)
+
+
+def test_greedy_text_is_the_argmax_of_the_logits_after_it():
+    base = tiny_whisper()
+    architecture, batch = base.architecture, random_batch(base)
+    ids = np.asarray(architecture.decode(base.params, batch.audio, batch.samples, max_tokens=6))
+    tokens = np.concatenate([np.tile(architecture.prompt, (len(ids), 1)), ids], axis=1).astype(np.int32)
+    logits = np.array(architecture.logits(base.params, batch.audio, batch.samples, jnp.asarray(tokens)))
+    logits[..., list(architecture.suppress)] = -np.inf
+    for row in range(len(ids)):
+        for place, token in enumerate(ids[row]):
+            assert token == logits[row, len(architecture.prompt) - 1 + place].argmax()
+            if token == base.tokenizer.end:
+                break
+
+
+def test_full_context_is_what_silence_to_the_window_gives():
+    base = tiny_whisper().with_context("full")
+    batch = random_batch(base)
+    longest = base.architecture.max_samples
+    audio = np.pad(batch.audio, ((0, 0), (0, longest - batch.audio.shape[1])))
+    np.testing.assert_allclose(losses(base, batch), losses(base, batch._replace(audio=audio)), rtol=1e-5)
+    assert not np.allclose(losses(base, batch), losses(tiny_whisper(), batch), rtol=1e-3)
+
+
+def test_spec_augment_changes_the_loss_only_where_it_has_strength():
+    base = tiny_whisper()
+    batch = random_batch(base)
+
+    def augmented(strength, seed=0):
+        augment = Augment(jax.random.key(seed), jnp.float32(strength))
+        return np.asarray(base.architecture.losses(base.params, batch, augment=augment).total)
+
+    np.testing.assert_array_equal(augmented(0.0), base.architecture.losses(base.params, batch).total)
+    assert not np.array_equal(augmented(1.0), augmented(0.0))
+    assert not np.array_equal(augmented(1.0), augmented(1.0, seed=1))

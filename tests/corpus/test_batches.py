@@ -1,0 +1,195 @@
+"""Cohort batches: a job's rows are its own in any company, and little of them is padding."""
+
+import itertools
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from specialize.corpus import (
+    Assignment,
+    CorpusConfig,
+    Cut,
+    Order,
+    Shapes,
+    Size,
+    cohort_batches,
+    eval_batches,
+    eval_shapes,
+    open_corpus,
+    queue_order,
+    train_shapes,
+)
+from specialize.errors import ConfigError
+from tests.bases import tiny_whisper
+from tests.people import write_people
+
+CUT = Cut(4, 2)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("people")
+    manifest = write_people(folder, speakers=5, utterances=10)
+    return open_corpus(CorpusConfig(manifest=manifest, cache=folder / "cache"), tiny_whisper())
+
+
+def assignments(corpus, step=0):
+    return [Assignment(speaker, 7 + place, step) for place, speaker in enumerate(corpus.speakers)]
+
+
+def shapes(corpus, slots=5):
+    return train_shapes(assignments(corpus), slots, CUT, 12, 4)
+
+
+def contents(part, slot):
+    """The rows of a slot without their padding."""
+    return [
+        (part.audio[slot, row, :n].tobytes(), part.labels[slot, row, :u].tolist())
+        for row, (n, u) in enumerate(zip(part.samples[slot], part.label_lengths[slot], strict=True))
+        if n
+    ]
+
+
+def run(corpus, given, steps):
+    return list(cohort_batches(corpus, given, steps, CUT, shapes(corpus)))
+
+
+def test_rows_are_the_same_in_any_company_and_slot(corpus):
+    given = assignments(corpus)
+    together = run(corpus, given, 6)
+    alone = run(corpus, [None, given[2], None, None, given[0]], 6)
+    for parts, others in zip(together, alone, strict=True):
+        for part, other in zip(parts, others, strict=True):
+            assert contents(part, 2) == contents(other, 1)
+            assert contents(part, 0) == contents(other, 4)
+            assert contents(other, 0) == []
+
+
+def test_steps_can_be_cut_anywhere(corpus):
+    whole = run(corpus, assignments(corpus), 6)
+    later = run(corpus, assignments(corpus, step=4), 2)
+    for parts, others in zip(whole[4:], later, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, parts, others)
+
+
+def test_an_iterator_resumes_with_the_identical_batch(corpus):
+    iterator = cohort_batches(corpus, assignments(corpus), 6, CUT, shapes(corpus))
+    for _ in range(3):
+        next(iterator)
+    state = iterator.get_state()
+    expected = list(iterator)
+    fresh = cohort_batches(corpus, assignments(corpus), 6, CUT, shapes(corpus))
+    fresh.set_state(state)
+    assert len(expected) == 3
+    jax.tree.map(np.testing.assert_array_equal, list(fresh), expected)
+
+
+def test_rows_hold_the_utterance_and_zeros_after_it(corpus):
+    for parts in run(corpus, assignments(corpus), 3):
+        for part in parts:
+            for slot, row in itertools.product(range(5), range(2)):
+                assert not part.audio[slot, row, part.samples[slot, row] :].any()
+                assert not part.labels[slot, row, part.label_lengths[slot, row] :].any()
+                assert part.labels[slot, row, part.label_lengths[slot, row] - 1] == tiny_whisper().tokenizer.end
+
+
+@pytest.mark.parametrize(("count", "batch"), [(12, 4), (7, 4), (5, 4), (30, 2)])
+def test_every_utterance_is_seen_as_often_as_any_other(count, batch):
+    order = Order(tuple(range(1000, 1000 + count)), batch, seed=3)
+    steps = 3 * count  # whole cycles and whole epochs
+    seen = Counter(row for step in range(steps) for row in order.rows(step))
+    assert set(seen) == set(range(count))
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_few_utterances_are_all_in_every_step():
+    order = Order((300, 100, 200), 4, seed=0)
+    assert {order.rows(step) for step in range(5)} == {(1, 2, 0)}
+
+
+def test_orders_differ_by_seed_and_by_cycle():
+    lengths = tuple(range(1000, 1012))
+    assert [Order(lengths, 4, 0).rows(s) for s in range(3)] != [Order(lengths, 4, 1).rows(s) for s in range(3)]
+    assert [Order(lengths, 4, 0).rows(s) for s in range(3)] != [Order(lengths, 4, 0).rows(s) for s in range(3, 6)]
+
+
+def test_rows_rise_in_length_within_a_step():
+    rng = np.random.default_rng(0)
+    lengths = tuple(rng.integers(1000, 9000, 20).tolist())
+    order = Order(lengths, 4, seed=1)
+    for step in range(12):
+        of_step = [lengths[row] for row in order.rows(step)]
+        assert of_step == sorted(of_step)
+
+
+def test_a_batch_must_be_cut_evenly():
+    with pytest.raises(ConfigError, match="must divide"):
+        Cut(4, 3)
+
+
+def test_eval_batches_hold_every_utterance_once(corpus):
+    sets = [speaker.dev + speaker.test for speaker in corpus.speakers]
+    batches = eval_batches(corpus, [*sets, ()], 3, eval_shapes(sets, 6, 3, 2))
+    for slot, utterances in enumerate([*sets, ()]):
+        rows = [row for batch in batches for row in contents(batch, slot)]
+        assert sorted(rows) == sorted((corpus.audio(u).tobytes(), list(u.labels)) for u in utterances)
+
+
+def test_sizes_hold_everything_and_are_no_more_than_asked():
+    rng = np.random.default_rng(1)
+    needs = [Size(int(n), int(u)) for n, u in zip(rng.integers(3_000, 90_000, 500), rng.integers(1, 30, 500), strict=True)]
+    biggest = Size(100_000, 40)
+    costs = []
+    for count in (1, 2, 4, 8, 16):
+        chosen = Shapes.choose(needs, count, biggest)
+        assert 1 <= len(chosen.sizes) <= count
+        assert list(chosen.sizes) == sorted(chosen.sizes)
+        for need in (*needs, biggest):
+            fitted = chosen.fit(need)
+            assert fitted.samples >= need.samples
+            assert fitted.labels >= need.labels
+        costs.append(sum(chosen.fit(need).samples for need in needs))
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.7 * costs[0]
+    with pytest.raises(ValueError, match="more than the largest size"):
+        Shapes.choose(needs, 3, biggest).fit(Size(200_000, 1))
+
+
+def test_sizes_are_the_best_that_brute_force_finds():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        lengths = (320 * rng.integers(1, 12, 9)).tolist()
+        needs = [Size(n, 1) for n in lengths]
+        edges = sorted(set(lengths))
+        for count in (1, 2, 3):
+            found = sum(Shapes.choose(needs, count, Size(max(lengths), 1)).fit(need).samples for need in needs)
+            best = min(
+                sum(min(e for e in (*some, edges[-1]) if e >= n) for n in lengths)
+                for k in range(count)
+                for some in itertools.combinations(edges[:-1], k)
+            )
+            assert found == best
+
+
+@pytest.mark.parametrize("slots", [15, 25])
+def test_little_of_speechocean_is_padding(shared, tmp_path_factory, slots):
+    cache = tmp_path_factory.mktemp("speechocean")
+    manifest = shared / "corpora/speechocean762/manifest.jsonl"
+    corpus = open_corpus(CorpusConfig(manifest=manifest, role="personal", cache=cache))
+    queue = [Assignment(speaker, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
+    sizes = train_shapes(queue, slots, CUT, 30, 8)
+    real = computed = 0
+    for at in range(0, len(queue), slots):
+        wave = queue[at : at + slots]
+        for step in range(24):
+            rows = [
+                [a.speaker.train[i] for i in Order(tuple(u.samples for u in a.speaker.train), 4, a.seed).rows(step)]
+                for a in wave
+            ]
+            for part in CUT.parts(rows):
+                samples = [u.samples for of_slot in part for u in of_slot]
+                real += sum(samples)
+                computed += len(samples) * sizes.fit(Size(max(samples), 0)).samples
+    assert 1 - real / computed < 0.25

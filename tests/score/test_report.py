@@ -1,0 +1,87 @@
+"""The report: one file, safe against hostile texts, from one speaker to hundreds."""
+
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from specialize.score import Transcript, score, tables, write_report
+from tests.score.test_score import transcripts
+
+HOSTILE = '<script>alert("x")</script>'
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and checks that they close."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link", "col"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def report(tmp_path, given, **more) -> str:
+    write_report(tmp_path / "report.html", score(given, resamples=50), given, **more)
+    return (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("speakers", [1, 5, 120])
+def test_a_report_is_whole_and_needs_nothing_else(tmp_path, speakers):
+    given = transcripts(speakers=speakers)
+    curves = {f"s{i}": [(0, None, 2.0), (5, 1.0, 1.5), (10, 0.5, 1.7)] for i in range(speakers)}
+    text = report(tmp_path, given, curves=curves, about={"name": "a run", "slots": 8, "padded_share": 0.21})
+    page = Page(text)
+    for tag, attributes in page.tags:
+        for name in ("src", "href"):
+            assert not re.match(r"(https?:)?//", attributes.get(name) or ""), f"{tag} loads {attributes[name]}"
+    assert not re.search(r"url\(\s*['\"]?https?:", text)
+    assert "21.0%" in text
+    for speaker in {t.speaker for t in given}:
+        assert speaker in text
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    given = [
+        Transcript(t.utterance, t.speaker + HOSTILE, t.reference + HOSTILE, t.base, t.submodel + HOSTILE, attributes={HOSTILE: t.speaker})
+        for t in transcripts()
+    ]
+    problems = [{"line": 3, "utterance": HOSTILE, "speaker": HOSTILE, "reason": HOSTILE}]
+    text = report(tmp_path, given, about={"name": HOSTILE, "problems": problems, "quarantined": [HOSTILE], "command": HOSTILE})
+    assert HOSTILE not in text
+    assert "&lt;script&gt;" in text
+    Page(text)
+
+
+def test_plots_and_tables_can_be_read_aloud(tmp_path):
+    page = Page(report(tmp_path, transcripts()))
+    plots = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert plots
+    assert all(a.get("aria-label") or a.get("aria-labelledby") or a.get("aria-hidden") for a in plots)
+    assert [tag for tag, _ in page.tags].count("th") > 0
+    assert dict(page.tags)["html"].get("lang")
+
+
+def test_tables_name_everybody():
+    console = Console(width=160, file=io.StringIO())
+    for table in tables(score(transcripts(), resamples=50)):
+        console.print(table)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(f"s{i}" in text for i in range(6))
+    assert "relative reduction" in text
