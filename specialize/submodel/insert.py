@@ -110,5 +110,7 @@ def _add(params: Any, submodel: Mapping[str, Mapping[str, Any]]) -> Any:
             node[part] = dict(node[part])
             node = node[part]
         for name, value in weights.items():
+            if name not in node:
+                raise SpecError(f"The base has no parameter '{path}/{name}', which the Submodel changes.")
             node[name] = node[name] + value.astype(node[name].dtype)
     return changed

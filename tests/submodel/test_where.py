@@ -1,93 +1,118 @@
-"""Where a Submodel goes: what matches, what fits, and errors that list what there is."""
+"""Where a Submodel goes: what a pattern matches, what fits there, and errors that list what there is."""
 
-import jax
 import pytest
 
 from specialize.errors import SpecError
 from specialize.submodel import (
     KINDS,
     BiasOnly,
+    FullWeights,
     LayerNormOnly,
     LoRA,
     ResidualAdapter,
     find_sites,
-    init_submodel,
-    inserted,
     sites,
 )
 from specialize.submodel.sites import summarise
-from tests.bases import random_batch, tiny_whisper
+from tests.bases import BASES, tiny_whisper
+from tests.submodel.programs import base_of
 
 
-def paths(spec) -> list[str]:
-    base = tiny_whisper(layers=2)
+def paths(spec, base=None) -> list[str]:
+    base = tiny_whisper(layers=2) if base is None else base
     return [site.path for site in find_sites(spec, base.architecture, base.params)]
 
 
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("name", BASES)
+class TestEveryBase:
+    def test_the_default_finds_sites(self, name, kind):
+        assert paths(kind(), base_of(name))
+
+    def test_two_stars_mean_all_that_fits_and_each_of_it_can_be_named(self, name, kind):
+        everywhere = paths(kind(("**",)), base_of(name))
+        assert everywhere == paths(kind(tuple(reversed(everywhere))), base_of(name))
+
+    def test_what_matches_nothing_lists_what_would_fit(self, name, kind):
+        with pytest.raises(SpecError, match=r"where='no/such_\*' matches no module") as error:
+            paths(kind(("no/such_*",)), base_of(name))
+        for entry in summarise(paths(kind(("**",)), base_of(name))):
+            assert entry in str(error.value)
+
+    def test_nothing_at_all_is_an_error(self, name, kind):
+        with pytest.raises(SpecError, match="empty `where`.*fits: "):
+            paths(kind(()), base_of(name))
+
+    def test_one_bad_pattern_among_good_ones_is_an_error(self, name, kind):
+        with pytest.raises(SpecError, match="where='typo'"):
+            paths(kind((*kind().where, "typo")), base_of(name))
+
+
 def test_a_star_stays_in_its_component():
-    assert paths(ResidualAdapter(where=("encoder/layers_*",))) == ["encoder/layers_0", "encoder/layers_1"]
+    assert paths(ResidualAdapter(("encoder/layers_*",))) == ["encoder/layers_0", "encoder/layers_1"]
+    assert paths(ResidualAdapter(("*/layers_0",))) == ["encoder/layers_0", "decoder/layers_0"]
+    with pytest.raises(SpecError, match="matches no module"):
+        paths(LoRA(("encoder/*/q_proj",)))
 
 
-def test_two_stars_cross_components_and_take_what_fits():
-    assert paths(LayerNormOnly(where=("encoder/**",))) == [
-        "encoder/layers_0/self_attn_layer_norm",
-        "encoder/layers_0/final_layer_norm",
-        "encoder/layers_1/self_attn_layer_norm",
-        "encoder/layers_1/final_layer_norm",
-        "encoder/layer_norm",
-    ]
-    assert paths(LoRA(where=("**/encoder_attn/q_proj",))) == [f"decoder/layers_{i}/encoder_attn/q_proj" for i in (0, 1)]
+def test_two_stars_cross_any_number_of_components():
+    layers = [f"decoder/layers_{layer}" for layer in (0, 1)]
+    assert paths(LoRA(("**/encoder_attn/q_proj",))) == [f"{layer}/encoder_attn/q_proj" for layer in layers]
+    assert paths(LoRA(("decoder/**/encoder_attn/q_proj",))) == paths(LoRA(("**/encoder_attn/q_proj",)))
+    assert paths(ResidualAdapter(("**/decoder/layers_0",))) == ["decoder/layers_0"]
+
+
+def test_a_pattern_is_no_prefix_and_no_regular_expression():
+    assert "encoder/layers_10" not in paths(ResidualAdapter(("encoder/layers_1",)), tiny_whisper(layers=11))
+    for pattern in ("encoder/layers_", "encoder/layers_.", "ncoder/layers_0", "encoder/layers_[01]"):
+        with pytest.raises(SpecError, match="matches no module"):
+            paths(ResidualAdapter((pattern,)))
 
 
 def test_patterns_unite_in_the_order_of_the_base():
-    both = paths(BiasOnly(where=("encoder/layer_norm", "encoder/conv1", "encoder/conv*")))
+    both = paths(BiasOnly(("encoder/layer_norm", "encoder/conv1", "encoder/conv*")))
     assert both == ["encoder/conv1", "encoder/conv2", "encoder/layer_norm"]
 
 
-def test_every_default_fits_whisper():
-    for kind in KINDS.values():
-        assert paths(kind())
-
-
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "reason"),
     [
-        (
-            LoRA(where=("nothing/here",)),
-            r"where='nothing/here' matches no module.*encoder/layers_\{0..1\}/self_attn/q_proj",
-        ),
-        (LoRA(where=("encoder/layers_*",)), r"matches 'encoder/layers_0', which is a .*, not a Dense.*decoder/layers"),
-        (LoRA(where=("encoder/layers_0/*",)), "not a Dense"),
-        (BiasOnly(where=("encoder/layers_0/self_attn/k_proj",)), "without a bias"),
-        (LayerNormOnly(where=("**/fc1",)), "not a LayerNorm"),
-        (LoRA(where=()), "empty `where`"),
+        (LoRA(("encoder/layers_0",)), "'encoder/layers_0', which is a EncoderLayer, not a Dense"),
+        (BiasOnly(("encoder/layers_0/self_attn/k_proj",)), "'.*k_proj', which is a Dense without a bias"),
+        (LayerNormOnly(("encoder/conv1",)), "'encoder/conv1', which is a Conv, not a LayerNorm or RMSNorm"),
+        (LayerNormOnly(("**/fc1",)), "fc1', which is a Dense, not a LayerNorm"),
     ],
 )
-def test_what_does_not_match_or_fit_lists_what_does(spec, message):
-    with pytest.raises(SpecError, match=f"(?s){message}"):
+def test_what_does_not_fit_says_why_and_lists_what_does(spec, reason):
+    with pytest.raises(SpecError, match=f"{reason}.* fits: .*layers_"):
         paths(spec)
 
 
-def test_a_submodel_without_effect_is_an_error_and_not_silent():
-    base, spec = tiny_whisper(), LoRA(where=("encoder/layers_0/fc1",))
-    submodel = init_submodel(spec, find_sites(spec, base.architecture, base.params), jax.random.key(0))
-    lost = {"encoder/layers_7/fc1": submodel["encoder/layers_0/fc1"]}
-    with pytest.raises(SpecError, match="encoder/layers_7/fc1"), inserted(spec, lost, base.params) as params:
-        base.architecture.losses(params, random_batch(base))
+def test_without_two_stars_all_that_matches_must_fit():
+    """`encoder/layers_0/*` says each of them, `encoder/layers_0/**` says what fits among them."""
+    with pytest.raises(SpecError, match="which is a LayerNorm, not a Dense"):
+        paths(LoRA(("encoder/layers_0/*",)))
+    assert "encoder/layers_0/fc1" in paths(LoRA(("encoder/layers_0/**",)))
+    assert "encoder/layers_0/self_attn_layer_norm" not in paths(LoRA(("encoder/layers_0/**",)))
 
 
-def test_sites_say_what_they_are():
+def test_full_weights_fit_a_module_by_what_is_in_it():
     base = tiny_whisper()
-    found = sites(base.architecture, base.params)
-    site = found["encoder/layers_0/fc1"]
+    found = sites(base.architecture, base.params)["encoder/layers_0"]
+    assert FullWeights().misfit(found) is None
+    assert BiasOnly().misfit(found) is not None
+    assert set(found.parameters) > {"fc1/kernel", "self_attn/q_proj/bias"}
+
+
+def test_a_site_says_what_it_takes_and_gives():
+    base = tiny_whisper()
+    site = sites(base.architecture, base.params)["encoder/layers_0/fc1"]
     assert site.own == {"kernel": (16, 32), "bias": (32,)}
-    assert site.width == 32
     assert site.input_shape is not None
-    assert site.input_shape[-1] == 16
-    assert set(found["encoder/layers_0"].parameters) > {"fc1/kernel", "self_attn/q_proj/bias"}
+    assert (site.input_shape[-1], site.width) == (16, 32)
 
 
-def test_summaries_fold_numbers():
+def test_lists_fold_the_numbers_of_layers():
     assert summarise(["a/x_0/b", "a/x_1/b", "a/x_2/b", "c"]) == ["a/x_{0..2}/b", "c"]
     assert summarise(["x_0", "x_2"]) == ["x_{0,2}"]
     assert summarise(["x_5"]) == ["x_5"]
