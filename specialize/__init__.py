@@ -1,10 +1,10 @@
 """One frozen speech recogniser, and a small Submodel for each person, trained by the hundred in one job.
 
-    import specialize as sp
+import specialize as sp
 
-    base = sp.load_base("bases/whisper-tiny.en")
-    submodel = sp.load_submodel("runs/speechocean_whisper/submodels/0024")
-    text = sp.Recognizer(base).transcribe("clip.wav", submodel=submodel)
+base = sp.load_base("bases/whisper-tiny.en")
+submodel = sp.load_submodel("runs/speechocean_whisper/submodels/0024")
+text = sp.Recognizer(base).transcribe("clip.wav", submodel=submodel)
 """
 
 from typing import TYPE_CHECKING, Any

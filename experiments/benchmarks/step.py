@@ -63,9 +63,13 @@ def main(options: Benchmark) -> None:
     """Times each number of slots and prints a line for each."""
     base = load_base(options.base)
     device = jax.devices()[0]
-    print(f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.processor() or platform.machine()}")
+    print(
+        f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.processor() or platform.machine()}"
+    )
     print(f"B={options.batch}, {options.seconds:g} s and {options.labels} tokens each, {options.submodel}")
-    print(f"{'S':>4} {'step/Submodel':>14} {'floor/Submodel':>15} {'step/floor':>11} {'vs S=' + str(options.slots[0]):>9}")
+    print(
+        f"{'S':>4} {'step/Submodel':>14} {'floor/Submodel':>15} {'step/floor':>11} {'vs S=' + str(options.slots[0]):>9}"
+    )
     rows: list[dict[str, Any]] = []
     for slots in options.slots:
         step, floor = _time(options, base, slots)
@@ -94,9 +98,7 @@ def _time(options: Benchmark, base: Base, slots: int) -> tuple[float, float]:
     """Median seconds of a step and of the floor."""
     sites = find_sites(options.submodel, base.architecture, base.params)
     mesh = speaker_mesh()
-    cohort = Cohort(
-        base.architecture, options.submodel, sites, mesh, slots, random=options.random, chunk=options.chunk
-    )
+    cohort = Cohort(base.architecture, options.submodel, sites, mesh, slots, random=options.random, chunk=options.chunk)
     params, anchor = cohort.place_replicated(base.params), cohort.place_replicated(cohort.anchor())
     jobs: list[Job | None] = [None] * slots
     hyper = cohort.place(stack_hyper(jobs))._replace(learning_rate=jnp.full((slots,), HyperParameters().learning_rate))
@@ -121,6 +123,7 @@ def _time(options: Benchmark, base: Base, slots: int) -> tuple[float, float]:
 
 def _floor(base: Base, path: str) -> Callable[..., Any]:
     """Gradient of the mean loss with respect to the activations of one module, summed over its positions."""
+
     def loss(delta, params, batch):
         def change(next_fn, args, kwargs, context):
             y = next_fn(*args, **kwargs)

@@ -135,7 +135,9 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
         raise BaseModelError(f"'{folder}' is not a base folder: it has no base.json.")
     data = json.loads((folder / "base.json").read_text())
     if data["format"] > FORMAT:
-        raise BaseModelError(f"'{folder}' has format {data['format']}; this version of specialize reads up to {FORMAT}.")
+        raise BaseModelError(
+            f"'{folder}' has format {data['format']}; this version of specialize reads up to {FORMAT}."
+        )
     if data["architecture"] not in ARCHITECTURES:
         raise BaseModelError(
             f"'{folder}' has the architecture '{data['architecture']}'; known are {', '.join(ARCHITECTURES)}."

@@ -124,7 +124,9 @@ def _prompt(generation: dict[str, Any], tokenizer: Tokenizer, language: str, tas
         # Older checkpoints have no table, but the tokens have these spellings in all of them.
         found = tokenizer.id_of(f"<|{language}|>")
         languages = {} if found is None else {f"<|{language}|>": found}
-        tasks = {name: id_ for name in ("transcribe", "translate") if (id_ := tokenizer.id_of(f"<|{name}|>")) is not None}
+        tasks = {
+            name: id_ for name in ("transcribe", "translate") if (id_ := tokenizer.id_of(f"<|{name}|>")) is not None
+        }
     if multilingual:
         if f"<|{language}|>" not in languages:
             known = ", ".join(sorted(name.strip("<|>") for name in languages)) or "none"

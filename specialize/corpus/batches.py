@@ -72,7 +72,9 @@ class Assignment:
 class _Steps:
     """A random-access source for grain: item k is the batch of step k from now, in parts."""
 
-    def __init__(self, corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, cut: "Cut", shapes: Shapes):
+    def __init__(
+        self, corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, cut: "Cut", shapes: Shapes
+    ):
         self._corpus, self._assignments, self._steps = corpus, assignments, steps
         self._cut, self._shapes = cut, shapes
         self._orders = [None if a is None else _order(a, cut) for a in assignments]
@@ -101,7 +103,9 @@ class Cut:
 
     def __post_init__(self):
         if self.batch % self.rows:
-            raise ConfigError(f"A batch of {self.batch} rows cannot be cut into parts of {self.rows}: it must divide it.")
+            raise ConfigError(
+                f"A batch of {self.batch} rows cannot be cut into parts of {self.rows}: it must divide it."
+            )
 
     def parts(self, rows: Sequence[Sequence[Utterance]]) -> list[list[Sequence[Utterance]]]:
         """The rows of each slot, cut: a list of parts of a list of slots. Every slot has as many parts."""
@@ -133,9 +137,7 @@ def cohort_batches(
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-def eval_batches(
-    corpus: Corpus, utterances: Sequence[Sequence[Utterance]], batch: int, shapes: Shapes
-) -> list[Batch]:
+def eval_batches(corpus: Corpus, utterances: Sequence[Sequence[Utterance]], batch: int, shapes: Shapes) -> list[Batch]:
     """Batches [S, B, …] that hold every utterance of every slot once, each slot's in order of length."""
     return [collate(corpus, rows, batch, shapes) for rows in _eval_rows(utterances, batch)]
 

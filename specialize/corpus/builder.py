@@ -67,13 +67,16 @@ class ManifestCorpus(tfds.core.GeneratorBasedBuilder):
                         self.problems.append(Problem(row.line, row.utterance, row.speaker, audio))
                         continue
                     self.index.append((row.line, audio.size))
-                    yield row.line, {
-                        "line": row.line,
-                        "utterance": row.utterance,
-                        "speaker": row.speaker,
-                        "text": row.text,
-                        "pcm": audio.tobytes(),
-                    }
+                    yield (
+                        row.line,
+                        {
+                            "line": row.line,
+                            "utterance": row.utterance,
+                            "speaker": row.speaker,
+                            "text": row.text,
+                            "pcm": audio.tobytes(),
+                        },
+                    )
 
     def _read(self, row: Row) -> Any:
         try:
@@ -140,7 +143,9 @@ def _build(rows: list[Row], sample_rate: int, folder: Path) -> None:
         except Exception as error:
             if builder.problems and not builder.index:
                 first = builder.problems[0]
-                raise CorpusError(f"No audio of the manifest can be read; the first is line {first.line}: {first.reason}") from None
+                raise CorpusError(
+                    f"No audio of the manifest can be read; the first is line {first.line}: {first.reason}"
+                ) from None
             raise CorpusError(f"The data set could not be built in '{beside}': {error}") from error
         index = {
             "data": str(Path(builder.data_dir).relative_to(beside)),

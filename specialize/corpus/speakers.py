@@ -170,7 +170,9 @@ def split_by_hash(speaker: str, lines: dict[str, int]) -> dict[int, str]:
 
     One utterance is for training, the second for dev, the third for test; further ones follow the shares.
     """
-    ranked = sorted(lines, key=lambda id_: hashlib.sha256(f"{speaker}\0{id_}".encode("utf-8", "surrogatepass")).digest())
+    ranked = sorted(
+        lines, key=lambda id_: hashlib.sha256(f"{speaker}\0{id_}".encode("utf-8", "surrogatepass")).digest()
+    )
     n = len(ranked)
     test = 0 if n < 3 else max(1, n // 4)
     dev = 0 if n < 2 else max(1, round(0.15 * n))

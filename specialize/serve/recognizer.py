@@ -35,9 +35,7 @@ class Recognizer:
         self._plain = jax.jit(functools.partial(_decode_plain, base.architecture, self.max_tokens))
         self._with: dict[Kind, Any] = {}
 
-    def transcribe(
-        self, audio: Any, submodel: StoredSubmodel | str | Path | None = None
-    ) -> str:
+    def transcribe(self, audio: Any, submodel: StoredSubmodel | str | Path | None = None) -> str:
         """The text of one utterance.
 
         Args:
@@ -117,7 +115,9 @@ class Recognizer:
             raise CorpusError("Audio has samples that are not finite.")
         if clip.size > architecture.max_samples:
             seconds, most = clip.size / architecture.sample_rate, architecture.max_samples / architecture.sample_rate
-            raise CorpusError(f"Audio of {seconds:.1f} s is longer than this base takes ({most:.1f} s). Cut it at pauses.")
+            raise CorpusError(
+                f"Audio of {seconds:.1f} s is longer than this base takes ({most:.1f} s). Cut it at pauses."
+            )
         return clip
 
     def _load(self, submodel: StoredSubmodel | str | Path | None) -> StoredSubmodel | None:

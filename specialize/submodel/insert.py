@@ -90,9 +90,7 @@ def inserted(
         yield params
     missed = sorted(set(submodel) - called)
     if missed:
-        raise SpecError(
-            f"The Submodel has parameters for modules that the base did not call: {', '.join(missed)}."
-        )
+        raise SpecError(f"The Submodel has parameters for modules that the base did not call: {', '.join(missed)}.")
 
 
 def _fold_path(key: Any, path: str) -> Any:

@@ -74,9 +74,7 @@ def _last(vector: Array, like: Array) -> Array:
 
 def _one_array(site: Site) -> str | None:
     return (
-        None
-        if site.output_shape is not None and len(site.output_shape) >= 2
-        else "does not return one array [B, …, D]"
+        None if site.output_shape is not None and len(site.output_shape) >= 2 else "does not return one array [B, …, D]"
     )
 
 
@@ -183,9 +181,7 @@ class LoRA(_Kind):
         h = x.astype(y.dtype)
         if dropout is not None:
             h = dropout(h)
-        return y + (h @ weights["a"].astype(y.dtype)) @ weights["b"].astype(y.dtype) * (
-            self.alpha / self.rank
-        )
+        return y + (h @ weights["a"].astype(y.dtype)) @ weights["b"].astype(y.dtype) * (self.alpha / self.rank)
 
 
 @dataclass(frozen=True)
@@ -318,6 +314,4 @@ def spec_from_json(data: dict[str, Any]) -> Any:
     try:
         return KINDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     except TypeError as error:
-        raise SpecError(
-            f"The spec of kind '{name}' has fields that this version does not know: {error}."
-        ) from error
+        raise SpecError(f"The spec of kind '{name}' has fields that this version does not know: {error}.") from error

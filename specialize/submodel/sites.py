@@ -122,9 +122,7 @@ def select(
     for pattern in patterns:
         matched = [path for path in available if _regex(pattern).fullmatch(path)]
         if not matched:
-            raise SpecError(
-                f"{kind}: where='{pattern}' matches no module of the base. {_listing(kind, fitting)}"
-            )
+            raise SpecError(f"{kind}: where='{pattern}' matches no module of the base. {_listing(kind, fitting)}")
         misfits = [path for path in matched if reasons[path] is not None]
         if len(misfits) == len(matched) or (misfits and "**" not in pattern):
             first = misfits[0]

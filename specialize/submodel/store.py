@@ -92,9 +92,7 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
     try:
         ocp.save(path, arrays, custom_metadata=metadata, overwrite=overwrite)
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"The Submodel of '{stored.speaker}' could not be written to '{path}': {error}"
-        ) from error
+        raise StoreError(f"The Submodel of '{stored.speaker}' could not be written to '{path}': {error}") from error
 
 
 def submodel_metadata(path: Any) -> dict[str, Any]:
@@ -111,13 +109,9 @@ def submodel_metadata(path: Any) -> dict[str, Any]:
     except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
         raise StoreError(f"'{path}' is not a stored Submodel, or it is damaged: {error}") from error
     if not isinstance(data, dict) or not {"format", "base", "spec", "speaker", "training"} <= data.keys():
-        raise StoreError(
-            f"'{path}' is a checkpoint, but not a Submodel: its metadata lacks what a Submodel's has."
-        )
+        raise StoreError(f"'{path}' is a checkpoint, but not a Submodel: its metadata lacks what a Submodel's has.")
     if data["format"] > FORMAT:
-        raise StoreError(
-            f"'{path}' has format {data['format']}; this version of specialize reads up to {FORMAT}."
-        )
+        raise StoreError(f"'{path}' has format {data['format']}; this version of specialize reads up to {FORMAT}.")
     return data
 
 
@@ -142,8 +136,7 @@ def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
     try:
         arrays = ocp.load(path)
         submodel = {
-            name: {key: np.asarray(value) for key, value in weights.items()}
-            for name, weights in arrays.items()
+            name: {key: np.asarray(value) for key, value in weights.items()} for name, weights in arrays.items()
         }
     except Exception as error:  # Orbax raises many types for damaged arrays.
         raise StoreError(f"The Submodel at '{path}' is damaged: {error}") from error

@@ -11,7 +11,18 @@ import jax
 import numpy as np
 
 from specialize.base import Base, Batch, load_base
-from specialize.corpus import Assignment, Corpus, Cut, Shapes, cohort_batches, eval_batches, eval_shapes, open_corpus, queue_order, train_shapes
+from specialize.corpus import (
+    Assignment,
+    Corpus,
+    Cut,
+    Shapes,
+    cohort_batches,
+    eval_batches,
+    eval_shapes,
+    open_corpus,
+    queue_order,
+    train_shapes,
+)
 from specialize.errors import ConfigError
 from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites, load_submodel, size, take
 from specialize.submodel.bank import speaker_mesh

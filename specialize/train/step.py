@@ -215,7 +215,9 @@ class Cohort:
             losses = self.architecture.losses(changed, batch)
         return losses.total.sum(), losses.count.sum()
 
-    def _slot_gradient(self, params: Any, submodel: Submodel, hyper: Hyper, step: Any, part: Any, batch: Batch) -> Partial:
+    def _slot_gradient(
+        self, params: Any, submodel: Submodel, hyper: Hyper, step: Any, part: Any, batch: Batch
+    ) -> Partial:
         dropout, augment = None, None
         if self._random:
             # Keyed by job, step and part, never by slot.

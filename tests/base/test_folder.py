@@ -86,7 +86,10 @@ def test_names_without_model_and_a_tied_output_are_known(tmp_path):
     [
         (lambda t: t.pop("model.encoder.conv1.weight"), "encoder.conv1.weight is missing"),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "extra is not known"),
-        (lambda t: t.update({"model.encoder.conv1.bias": np.zeros(3, np.float32)}), r"has shape \(3,\), expected \(16,\)"),
+        (
+            lambda t: t.update({"model.encoder.conv1.bias": np.zeros(3, np.float32)}),
+            r"has shape \(3,\), expected \(16,\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):

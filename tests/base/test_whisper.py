@@ -96,7 +96,9 @@ def test_decoding_keeps_its_limits():
     batch = random_batch(base, seconds=2.0)
     samples = batch.samples.copy()
     samples[2] = 0
-    ids = np.asarray(jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=40))(base.params, batch.audio, samples))
+    ids = np.asarray(
+        jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=40))(base.params, batch.audio, samples)
+    )
     ended = ids == base.tokenizer.end
     for row, n in enumerate(samples):
         limit = int(np.ceil(2.0 * n / 16_000)) + 8 if n else 0

@@ -139,7 +139,9 @@ def test_eval_batches_hold_every_utterance_once(corpus):
 
 def test_sizes_hold_everything_and_are_no_more_than_asked():
     rng = np.random.default_rng(1)
-    needs = [Size(int(n), int(u)) for n, u in zip(rng.integers(3_000, 90_000, 500), rng.integers(1, 30, 500), strict=True)]
+    needs = [
+        Size(int(n), int(u)) for n, u in zip(rng.integers(3_000, 90_000, 500), rng.integers(1, 30, 500), strict=True)
+    ]
     biggest = Size(100_000, 40)
     costs = []
     for count in (1, 2, 4, 8, 16):

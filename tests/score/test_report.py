@@ -59,11 +59,20 @@ def test_a_report_is_whole_and_needs_nothing_else(tmp_path, speakers):
 
 def test_hostile_texts_stay_texts(tmp_path):
     given = [
-        Transcript(t.utterance, t.speaker + HOSTILE, t.reference + HOSTILE, t.base, t.submodel + HOSTILE, attributes={HOSTILE: t.speaker})
+        Transcript(
+            t.utterance,
+            t.speaker + HOSTILE,
+            t.reference + HOSTILE,
+            t.base,
+            t.submodel + HOSTILE,
+            attributes={HOSTILE: t.speaker},
+        )
         for t in transcripts()
     ]
     problems = [{"line": 3, "utterance": HOSTILE, "speaker": HOSTILE, "reason": HOSTILE}]
-    text = report(tmp_path, given, about={"name": HOSTILE, "problems": problems, "quarantined": [HOSTILE], "command": HOSTILE})
+    text = report(
+        tmp_path, given, about={"name": HOSTILE, "problems": problems, "quarantined": [HOSTILE], "command": HOSTILE}
+    )
     assert HOSTILE not in text
     assert "&lt;script&gt;" in text
     Page(text)

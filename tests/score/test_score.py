@@ -152,7 +152,9 @@ def test_empty_references_are_counted_apart():
 
 def test_the_base_serves_those_it_is_used_for():
     given = [
-        Transcript(t.utterance, t.speaker, t.reference, t.base, t.submodel, used="base" if t.speaker == "s1" else "submodel")
+        Transcript(
+            t.utterance, t.speaker, t.reference, t.base, t.submodel, used="base" if t.speaker == "s1" else "submodel"
+        )
         for t in transcripts()
     ]
     results = score(given, resamples=50)

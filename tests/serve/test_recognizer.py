@@ -7,7 +7,15 @@ import soundfile
 
 from specialize.errors import CorpusError, FingerprintMismatch
 from specialize.serve import Recognizer
-from specialize.submodel import FullWeights, LoRA, ResidualAdapter, StoredSubmodel, find_sites, init_submodel, save_submodel
+from specialize.submodel import (
+    FullWeights,
+    LoRA,
+    ResidualAdapter,
+    StoredSubmodel,
+    find_sites,
+    init_submodel,
+    save_submodel,
+)
 from tests.bases import tiny_whisper
 
 

@@ -1,5 +1,6 @@
 """What the compiled step is and is not: no collectives, no gradient of the base, clipping and faults slot by slot."""
 
+import itertools
 import re
 
 import jax
@@ -17,7 +18,9 @@ from specialize.train.step import learning_rate
 from tests.bases import random_batch, tiny_whisper
 from tests.train.cohorts import SPEC, cohort, people
 
-COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)\b")
+COLLECTIVE = re.compile(
+    r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)\b"
+)
 
 
 def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2):
@@ -118,7 +121,9 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient():
         update, memory = optimizer.update(gradient, memory, offset)
         offset = optax.apply_updates(offset, update)
     expected = jax.tree.map(lambda o, c: o + c, offset, centre)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[slot], b, atol=2e-4), jax.device_get(state.submodel), expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[slot], b, atol=2e-4), jax.device_get(state.submodel), expected
+    )
 
 
 def test_parts_add_up_to_the_whole_batch():
@@ -169,10 +174,12 @@ def test_idle_slots_stay_as_they_are():
 
 def test_learning_rate_rises_and_falls():
     one = HyperParameters(learning_rate=2.0, warmup=4, final=0.1)
-    hyper = Hyper(**{name: np.float32(getattr(one, name, 0)) for name in Hyper._fields if name != "steps"}, steps=np.float32(20))
+    hyper = Hyper(
+        **{name: np.float32(getattr(one, name, 0)) for name in Hyper._fields if name != "steps"}, steps=np.float32(20)
+    )
     rates = [float(learning_rate(hyper, step)) for step in range(21)]
     np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0])
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     np.testing.assert_allclose(rates[20], 0.2, rtol=1e-6)
     assert max(rates) == 2.0
 
