@@ -71,7 +71,7 @@ def test_a_spec_survives_json(spec):
 def test_a_spec_of_another_version_is_an_error_that_names_the_difference(spec):
     with pytest.raises(SpecError, match="colour"):
         spec_from_json(spec_to_json(spec) | {"colour": 3})
-    with pytest.raises(SpecError, match="'prefix'.*residual-adapter"):
+    with pytest.raises(SpecError, match=r"'prefix'.*residual-adapter"):
         spec_from_json(spec_to_json(spec) | {"kind": "prefix"})
 
 

@@ -40,7 +40,7 @@ class TestEveryBase:
             assert entry in str(error.value)
 
     def test_nothing_at_all_is_an_error(self, name, kind):
-        with pytest.raises(SpecError, match="empty `where`.*fits: "):
+        with pytest.raises(SpecError, match=r"empty `where`.*fits: "):
             paths(kind(()), base_of(name))
 
     def test_one_bad_pattern_among_good_ones_is_an_error(self, name, kind):
