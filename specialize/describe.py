@@ -43,8 +43,8 @@ def describe(path: Path, *, kind: str | None = None, where: tuple[str, ...] | No
         return _run(Run(path))
     if (path / "config.json").is_file():
         raise ConfigError(
-            f"'{path}' has a config.json, but no base.json and no submodels. If it is a Hugging Face checkpoint, make a "
-            f"base from it with `specialize import-base {path} bases/{path.name}`."
+            f"'{path}' has a config.json, but no base.json and no submodels. If it is a Hugging Face checkpoint, make "
+            f"a base from it with `specialize import-base {path} bases/{path.name}`."
         )
     return _submodel(path, load_submodel(path))
 
@@ -56,7 +56,8 @@ def _base(path: Path, base: Base) -> Iterator[str]:
     yield f"  architecture   {type(architecture).__name__}"
     yield f"  parameters     {parameters:,} ({_bytes(4 * parameters)} as float32)"
     yield f"  fingerprint    {base.fingerprint}"
-    yield f"  audio          {architecture.sample_rate} Hz, at most {architecture.max_samples / architecture.sample_rate:g} s"
+    longest = architecture.max_samples / architecture.sample_rate
+    yield f"  audio          {architecture.sample_rate} Hz, at most {longest:g} s"
     yield f"  labels         at most {architecture.max_labels} tokens"
     for name, value in _config(architecture):
         yield f"  {name:<14} {value}"

@@ -143,7 +143,7 @@ def _prompt(generation: dict[str, Any], tokenizer: Tokenizer, language: str, tas
 
 
 def _fill(shapes: Any, tensors: dict[str, np.ndarray], folder: Path) -> Any:
-    """A parameter tree of `shapes` out of tensors by Hugging Face's names; every tensor is used, every shape checked."""
+    """A parameter tree of `shapes` out of tensors by Hugging Face's names; all must be used, and all must fit."""
     used, problems = set(), []
 
     def leaf(path: tuple[str, ...], shape: Any) -> np.ndarray:

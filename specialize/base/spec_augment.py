@@ -15,8 +15,8 @@ def spec_augment(
 ) -> Float[Array, "T M"]:
     """Masks random bands of one utterance by its mean (Park et al. 2019, arXiv 1904.08779, policy LD without warping).
 
-    Two frequency masks of up to 27 of 80 mel bands and two time masks of up to 100 frames, the latter at most a fifth of the
-    utterance. `strength` scales the widths: 0 leaves the features exactly as they are.
+    Two frequency masks of up to 27 of 80 mel bands and two time masks of up to 100 frames, the latter at most a fifth
+    of the utterance. `strength` scales the widths: 0 leaves the features exactly as they are.
 
     Args:
         key: a JAX key for this utterance.

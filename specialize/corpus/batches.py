@@ -27,8 +27,8 @@ _FORESEEN_STEPS = 24
 class Order:
     """Which utterances a job trains on at each of its steps: a pure function of the job, whatever its company.
 
-    Utterances are drawn epoch after epoch, each epoch in a random order. The draws of a cycle of `CYCLE` steps are sorted by
-    length, with some jitter, and dealt out in that order: step 0 of every cycle has the shortest third of the job's
+    Utterances are drawn epoch after epoch, each epoch in a random order. The draws of a cycle of `CYCLE` steps are
+    sorted by length, with some jitter, and dealt out in that order: step 0 of every cycle has the shortest third of the job's
     draws, the last step the longest. So slots at the same step of their cycles have utterances of similar length.
     """
 
@@ -129,8 +129,8 @@ def cohort_batches(
         shapes: lengths to pad to.
 
     Returns:
-        An iterator over steps. Each is the parts of a batch, `Batch`es of numpy arrays [S, rows, …], from short to long.
-        Its state (`get_state`) is small, and `set_state` goes on with the identical batch.
+        An iterator over steps. Each is the parts of a batch, `Batch`es of numpy arrays [S, rows, …], from short to
+        long. Its state (`get_state`) is small, and `set_state` goes on with the identical batch.
     """
     source = _Steps(corpus, list(assignments), steps, cut, shapes)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -205,7 +205,7 @@ def collate(corpus: Corpus, rows: Sequence[Sequence[Utterance]], batch: int, sha
 
 
 def queue_order(speakers: Iterable[Speaker]) -> list[Speaker]:
-    """Speakers by the mean plus the longest of their training utterances: neighbours share steps, so padding stays low."""
+    """Speakers by the mean plus the longest of their training utterances: neighbours, who share steps, are alike."""
 
     def length(speaker: Speaker) -> float:
         lengths = [u.samples for u in speaker.train]

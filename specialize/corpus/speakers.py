@@ -140,7 +140,8 @@ def _chosen(config: CorpusConfig, built: BuiltCorpus) -> dict[str, list[int]]:
     roles = sorted({row.role for row in built.rows if row.role is not None})
     if config.role is not None and config.role not in roles:
         raise CorpusError(
-            f"No utterance of '{config.manifest}' has the role '{config.role}'. Roles there: {', '.join(roles) or 'none'}."
+            f"No utterance of '{config.manifest}' has the role '{config.role}'. "
+            f"Roles there: {', '.join(roles) or 'none'}."
         )
     chosen: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(built.rows):

@@ -37,8 +37,8 @@ class StoredSubmodel:
 def speaker_folder(speaker: str) -> str:
     """A folder name for any speaker id: safe on every file system and bucket, and different for different ids.
 
-    Letters, digits, `-`, `_` and inner dots stay; everything else is percent-encoded as UTF-8. A name that would be longer than
-    120 characters is cut and ends in a hash of the whole id, after `%%`, which no encoded name contains.
+    Letters, digits, `-`, `_` and inner dots stay; everything else is percent-encoded as UTF-8. A name that would be
+    longer than 120 characters is cut and ends in a hash of the whole id, after `%%`, which no encoded name contains.
 
     Raises:
         StoreError: an empty id.
@@ -168,8 +168,8 @@ class SubmodelStore:
         stored = load_submodel(self.path(speaker), base=base)
         if stored.speaker != speaker:
             raise StoreError(
-                f"'{self.path(speaker)}' holds the Submodel of '{stored.speaker}', not of '{speaker}': the file system does "
-                "not tell their names apart."
+                f"'{self.path(speaker)}' holds the Submodel of '{stored.speaker}', not of '{speaker}': the file "
+                "system does not tell their names apart."
             )
         return stored
 

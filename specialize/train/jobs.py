@@ -18,8 +18,8 @@ class HyperParameters:
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.0
-    """Decoupled decay (Loshchilov & Hutter 2017, arXiv 1711.05101), towards where the Submodel has no effect, or towards
-    the start where one is given."""
+    """Decoupled decay (Loshchilov & Hutter 2017, arXiv 1711.05101), towards where the Submodel has no effect, or
+    towards the start where one is given."""
     warmup: int = 4
     """Steps over which the learning rate rises from zero."""
     final: float = 0.1

@@ -1,4 +1,4 @@
-"""What a base must do whatever its parameters: padding, empty rows, batches and limits change nothing they should not."""
+"""What a base must do whatever its parameters are, with padding, empty rows, other rows and limits."""
 
 import dataclasses
 

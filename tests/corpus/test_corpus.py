@@ -112,7 +112,8 @@ def test_tensorflow_is_not_imported(tmp_path):
     manifest = write_people(tmp_path / "people", speakers=1, utterances=4)
     script = (
         "import sys; from pathlib import Path; from specialize.corpus import CorpusConfig, open_corpus\n"
-        "c = open_corpus(CorpusConfig(manifest=Path(sys.argv[1]), cache=Path(sys.argv[2]))); c.audio(c.speakers[0].train[0])\n"
+        "c = open_corpus(CorpusConfig(manifest=Path(sys.argv[1]), cache=Path(sys.argv[2])))\n"
+        "c.audio(c.speakers[0].train[0])\n"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, str(manifest), str(tmp_path / "cache")], check=True)

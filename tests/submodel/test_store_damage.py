@@ -1,0 +1,92 @@
+"""Whatever lies at a path, loading it ends in a StoreError or in the Submodel as it was saved, never in another."""
+
+import json
+import shutil
+
+import pytest
+
+from specialize.errors import StoreError
+from specialize.submodel import SubmodelStore, load_submodel, save_submodel
+from specialize.submodel.store import submodel_metadata
+from tests.submodel.submodels import assert_same, stored
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(StoreError, match="no Submodel at"):
+        load_submodel(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.write_text("{}")], ids=["folder", "file"])
+def test_something_else_there(tmp_path, make):
+    make(tmp_path / "one")
+    with pytest.raises(StoreError, match="not a stored Submodel"):
+        load_submodel(tmp_path / "one")
+
+
+def test_another_kind_of_checkpoint(tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(tmp_path / "one", stored().submodel)
+    with pytest.raises(StoreError, match="not a Submodel"):
+        load_submodel(tmp_path / "one")
+
+
+def test_a_later_format(tmp_path, monkeypatch):
+    monkeypatch.setattr("specialize.submodel.store.FORMAT", 99)
+    save_submodel(tmp_path / "one", stored())
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="format 99"):
+        submodel_metadata(tmp_path / "one")
+
+
+def test_each_file_in_turn_missing_cut_or_filled_with_zeros(tmp_path):
+    store = SubmodelStore(tmp_path / "whole")
+    store.save(stored())
+    whole = store.path("ana")
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    refused = 0
+    for number, file in enumerate(files):
+        for way in ("missing", "cut", "zeros"):
+            path = tmp_path / f"{number}-{way}"
+            shutil.copytree(whole, path)
+            content = (path / file).read_bytes()
+            if way == "missing":
+                (path / file).unlink()
+            else:
+                (path / file).write_bytes(content[: len(content) // 2] if way == "cut" else bytes(len(content)))
+            try:
+                loaded = load_submodel(path)
+            except StoreError as error:
+                assert str(path) in str(error)
+                refused += 1
+            else:
+                assert_same(loaded, stored())
+    assert refused >= len(files)
+
+
+def test_a_damaged_submodel_can_be_replaced(tmp_path):
+    """A speaker is not lost for ever because of a broken folder: it can be deleted and saved anew."""
+    store = SubmodelStore(tmp_path)
+    store.save(stored())
+    for path in store.path("ana").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert list(store.speakers()) == []
+    store.path("ana").rmtree()
+    store.save(stored(seed=1))
+    assert_same(store.load("ana"), stored(seed=1))
+
+
+def test_metadata_of_the_wrong_types(tmp_path):
+    """A file that a person edited."""
+    save_submodel(tmp_path / "one", stored())
+    for path in (tmp_path / "one").rglob("*"):
+        if path.is_file() and b'"fingerprint' not in path.read_bytes() and b'"speaker"' in path.read_bytes():
+            data = json.loads(path.read_text())
+            data["custom_metadata"]["spec"] = {"kind": "prefix"}
+            path.write_text(json.dumps(data))
+            break
+    else:
+        pytest.fail("no file of the checkpoint holds the metadata")
+    with pytest.raises(StoreError, match="prefix"):
+        load_submodel(tmp_path / "one")
