@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from specialize.errors import FingerprintMismatch, SpecializeError, StoreError
+from specialize.errors import FingerprintMismatch, SpecError, SpecializeError, StoreError
 from specialize.submodel.insert import Submodel
 from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
 
@@ -37,8 +37,9 @@ class StoredSubmodel:
 def speaker_folder(speaker: str) -> str:
     """A folder name for any speaker id: safe on every file system and bucket, and different for different ids.
 
-    Letters, digits, `-`, `_` and inner dots stay; everything else is percent-encoded as UTF-8. A name that would be
-    longer than 120 characters is cut and ends in a hash of the whole id, after `%%`, which no encoded name contains.
+    Letters, digits, `-`, `_` and inner dots stay (but not before `orbax`); everything else is percent-encoded as UTF-8.
+    A name that would be longer than 120 characters is cut and ends in a hash of the whole id, after `%%`, which no
+    encoded name contains.
 
     Raises:
         StoreError: an empty id.
@@ -46,6 +47,7 @@ def speaker_folder(speaker: str) -> str:
     if not speaker:
         raise StoreError("A speaker id is empty. Give every speaker an id.")
     name = urllib.parse.quote(speaker, safe="", errors="surrogatepass").replace("~", "%7E")
+    name = name.replace(".orbax", "%2Eorbax")  # `….orbax-checkpoint-tmp` is how Orbax calls an unfinished save
     if name.startswith("."):
         name = "%2E" + name[1:]
     if name.endswith("."):
@@ -110,6 +112,10 @@ def submodel_metadata(path: Any) -> dict[str, Any]:
         raise StoreError(f"'{path}' is not a stored Submodel, or it is damaged: {error}") from error
     if not isinstance(data, dict) or not {"format", "base", "spec", "speaker", "training"} <= data.keys():
         raise StoreError(f"'{path}' is a checkpoint, but not a Submodel: its metadata lacks what a Submodel's has.")
+    types = {"format": int, "base": str, "spec": dict, "speaker": str, "training": dict}
+    wrong = [name for name, kind in types.items() if not isinstance(data[name], kind)]
+    if wrong:
+        raise StoreError(f"'{path}' is damaged: its metadata has a wrong value for {', '.join(wrong)}.")
     if data["format"] > FORMAT:
         raise StoreError(f"'{path}' has format {data['format']}; this version of specialize reads up to {FORMAT}.")
     return data
@@ -134,6 +140,10 @@ def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
             "Load it with the base that it was trained for, or train it again for this one."
         )
     try:
+        spec = spec_from_json(metadata["spec"])
+    except SpecError as error:
+        raise StoreError(f"The Submodel at '{path}' is of a kind that cannot be read: {error}") from error
+    try:
         arrays = ocp.load(path)
         submodel = {
             name: {key: np.asarray(value) for key, value in weights.items()} for name, weights in arrays.items()
@@ -142,7 +152,7 @@ def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
         raise StoreError(f"The Submodel at '{path}' is damaged: {error}") from error
     return StoredSubmodel(
         submodel,
-        spec_from_json(metadata["spec"]),
+        spec,
         metadata["speaker"],
         metadata["base"],
         metadata["training"],
