@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,13 +12,15 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from specialize.errors import FingerprintMismatch, SpecError, SpecializeError, StoreError
+from specialize.errors import FingerprintMismatch, SpecError, StoreError
 from specialize.submodel.insert import Submodel
 from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
 
 FORMAT = 1
 """Version of the metadata; a store of a later version is refused."""
 _LONGEST = 120
+_NEW, _OLD = "%%new", "%%old"
+"""Beside a Submodel that is being replaced. No speaker's folder is called so."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def speaker_folder(speaker: str) -> str:
 def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False) -> None:
     """Writes one Submodel as one Orbax checkpoint with its metadata.
 
-    Orbax writes beside `path` and renames when all is there, so a save that is killed leaves nothing that loads.
+    Orbax writes beside `path` and renames when all is there, so a save that is killed leaves nothing that loads. One
+    that overwrites is killed with the old or the new in place; between its two renames with neither, never with a part.
 
     Args:
         path: the folder to make; any path that Orbax can write (local, gs://, s3://).
@@ -69,7 +73,8 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
         overwrite: replace what is there, if it is the same speaker's.
 
     Raises:
-        StoreError: something is there already, or another speaker's Submodel is, or the file system refused.
+        StoreError: something is there already, or another speaker's Submodel is, or `training` is no JSON data, or the
+            file system refused.
     """
     path = epath.Path(path)
     if path.exists():
@@ -90,9 +95,22 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
         "speaker": stored.speaker,
         "training": stored.training,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        ocp.save(path, arrays, custom_metadata=metadata, overwrite=overwrite)
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"What is said of the training of '{stored.speaker}' is not JSON data: {error}.") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            new, old = (path.parent / f"{path.name}{mark}" for mark in (_NEW, _OLD))
+            ocp.save(new, arrays, custom_metadata=metadata, overwrite=True)
+            if old.exists():
+                old.rmtree()
+            path.rename(old)
+            new.rename(path)
+            old.rmtree()
+        else:
+            ocp.save(path, arrays, custom_metadata=metadata)
     except (OSError, ValueError) as error:
         raise StoreError(f"The Submodel of '{stored.speaker}' could not be written to '{path}': {error}") from error
 
@@ -184,18 +202,23 @@ class SubmodelStore:
         return stored
 
     def __contains__(self, speaker: str) -> bool:
-        path = self.path(speaker)
-        return path.exists() and submodel_metadata(path)["speaker"] == speaker
+        return bool(speaker) and self._owner(self.path(speaker)) == speaker
 
     def speakers(self) -> Iterator[str]:
         """The speakers that have a finished Submodel here, in the order of their folders' names."""
         if not self.folder.exists():
             return
         for path in sorted(self.folder.iterdir()):
-            try:
-                yield submodel_metadata(path)["speaker"]
-            except SpecializeError:
-                continue  # an unfinished save, or something that is no Submodel
+            speaker = self._owner(path)
+            if speaker and path.name == speaker_folder(speaker):
+                yield speaker
+
+    def _owner(self, path: epath.Path) -> str | None:
+        """Whose Submodel is at `path`; None for nothing, an unfinished save, or something that is no Submodel."""
+        try:
+            return submodel_metadata(path)["speaker"]
+        except StoreError:
+            return None
 
 
 def with_training(stored: StoredSubmodel, **facts: Any) -> StoredSubmodel:

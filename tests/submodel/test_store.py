@@ -108,6 +108,13 @@ def test_metadata_is_plain_json_and_reads_without_the_arrays(tmp_path):
     assert (metadata["speaker"], metadata["base"], metadata["training"]) == ("ana", BASE, {"steps": 3})
 
 
+@pytest.mark.parametrize("fact", [np.float32(1), {1, 2}, b"bytes"])
+def test_metadata_that_is_no_json_is_refused_before_anything_is_written(tmp_path, fact):
+    with pytest.raises(StoreError, match=r"'ana' is not JSON data"):
+        save_submodel(tmp_path / "one", stored(fact=fact))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_facts_about_training_are_added_and_do_not_change_the_original():
     first = stored(steps=3)
     second = with_training(first, steps=4, kept=False)

@@ -94,11 +94,23 @@ def test_a_killed_save_can_be_repeated(killed):
 def test_a_killed_overwrite_leaves_the_old_or_the_new(killed):
     *broken, whole = killed(True)
     assert_same(whole.load("ana"), stored(seed=1))
+    assert sorted(path.name for path in whole.folder.iterdir()) == ["ana", "bob"]
+    absent = 0
     for store in broken:
-        found = store.load("ana")
-        assert_same(found, stored(seed=1 if found.submodel == {} else _seed_of(found)))
+        assert set(store.speakers()) - {"ana"} == {"bob"}
+        if "ana" in store:
+            old_or_new = [stored(), stored(seed=1)]
+            weights = store.load("ana").submodel["encoder/layers_0/fc1"]
+            assert [one.submodel["encoder/layers_0/fc1"]["a"].tobytes() for one in old_or_new].count(
+                weights["a"].tobytes()
+            ) == 1
+        else:
+            absent += 1
+    assert absent <= 1, "only between two renames is there neither"
 
 
-def _seed_of(found) -> int:
-    new = stored(seed=1).submodel["encoder/layers_0/fc1"]["a"]
-    return int((found.submodel["encoder/layers_0/fc1"]["a"] == new).all())
+def test_a_killed_overwrite_can_be_repeated(killed):
+    for store in killed(True)[:-1:4]:
+        store.save(stored(seed=2), overwrite=True)
+        assert_same(store.load("ana"), stored(seed=2))
+        assert sorted(path.name for path in store.folder.iterdir()) == ["ana", "bob"]
