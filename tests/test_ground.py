@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 import specialize
-from specialize.submodel import BiasOnly
+from specialize.submodel import LoRA
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_shapes_and_dtypes_are_checked_at_run_time():
-    spec, weights = BiasOnly(), {"bias": jnp.zeros(4)}
+    spec, weights = LoRA(), {"a": jnp.zeros((3, 2)), "b": jnp.zeros((2, 4))}
     spec.call(weights, jnp.zeros((2, 3)), jnp.zeros((2, 4)), None)
     with pytest.raises(TypeError):
         spec.call(weights, jnp.zeros((5, 3)), jnp.zeros((2, 4)), None)
@@ -27,7 +27,7 @@ def test_shapes_and_dtypes_are_checked_at_run_time():
 
 def test_ranks_are_not_promoted_silently():
     with pytest.raises(ValueError, match="rank_promotion"):
-        jnp.ones((2, 3)) + jnp.ones((3,))
+        jnp.add(jnp.ones((2, 3)), jnp.ones((3,)))
 
 
 def test_there_are_eight_cpu_devices():

@@ -128,14 +128,15 @@ def submodel_metadata(path: Any) -> dict[str, Any]:
         data = ocp.metadata(path).custom_metadata
     except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
         raise StoreError(f"'{path}' is not a stored Submodel, or it is damaged: {error}") from error
-    if not isinstance(data, dict) or not {"format", "base", "spec", "speaker", "training"} <= data.keys():
+    if not isinstance(data, dict) or "format" not in data:
         raise StoreError(f"'{path}' is a checkpoint, but not a Submodel: its metadata lacks what a Submodel's has.")
+    version = data["format"]
+    if isinstance(version, int) and version > FORMAT:
+        raise StoreError(f"'{path}' has format {version}; this version of specialize reads up to {FORMAT}.")
     types = {"format": int, "base": str, "spec": dict, "speaker": str, "training": dict}
-    wrong = [name for name, kind in types.items() if not isinstance(data[name], kind)]
+    wrong = [name for name, kind in types.items() if not isinstance(data.get(name), kind)]
     if wrong:
-        raise StoreError(f"'{path}' is damaged: its metadata has a wrong value for {', '.join(wrong)}.")
-    if data["format"] > FORMAT:
-        raise StoreError(f"'{path}' has format {data['format']}; this version of specialize reads up to {FORMAT}.")
+        raise StoreError(f"'{path}' is damaged: its metadata has a wrong value, or none, for {', '.join(wrong)}.")
     return data
 
 

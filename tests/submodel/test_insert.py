@@ -1,5 +1,7 @@
 """Insertion by itself, on a small module: dropout by site, no leak out of the context, nothing silently left out."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,8 @@ class Twins(nn.Module):
 
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 40, WIDTH)), jnp.float32)
-PARAMS = Twins().init(jax.random.key(0), X)["params"]
-PARAMS = {"left": PARAMS["left"], "right": PARAMS["left"]}
+LEFT: Any = Twins().init(jax.random.key(0), X)["params"]["left"]
+PARAMS = {"left": LEFT, "right": LEFT}
 
 
 def weights_of(kind):
@@ -43,7 +45,7 @@ def weights_of(kind):
     return {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
 
 
-def call(kind, sites=("left", "right"), dropout=None):
+def call(kind, sites=("left", "right"), dropout=None) -> Any:
     """Both results of the twins with equal Submodel parameters at `sites`."""
     with inserted(SPECS[kind], {site: weights_of(kind) for site in sites}, PARAMS, dropout) as params:
         return Twins().apply({"params": params}, X)

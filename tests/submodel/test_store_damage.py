@@ -12,7 +12,7 @@ from specialize.submodel.store import submodel_metadata
 from tests.submodel.submodels import assert_same, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Orbax awaits the first array that fails to load; that others failed too is told to nobody, after its loop is closed."""
+"""Orbax awaits the first array that fails to load; that others fail too is told to nobody, after its loop is closed."""
 
 
 def test_nothing_there(tmp_path):
@@ -86,9 +86,9 @@ def test_a_damaged_submodel_can_be_replaced(tmp_path):
         ("spec", {"kind": "prefix"}, r"'prefix'.*Known"),
         ("spec", {"kind": "lora", "rank": -1}, "rank=-1"),
         ("spec", {"kind": "lora", "colour": 1}, "colour"),
-        ("spec", None, "wrong value for spec"),
-        ("format", "one", "wrong value for format"),
-        ("speaker", 7, "wrong value for speaker"),
+        ("spec", None, "for spec"),
+        ("format", "one", "for format"),
+        ("speaker", 7, "for speaker"),
     ],
 )
 def test_metadata_that_a_person_edited(tmp_path, field, value, message):
