@@ -229,7 +229,7 @@ def corpus(words: list[str]) -> None:
         base: Path | None = None
         """Also check texts and lengths against this base."""
         role: str | None = None
-        """Only utterances whose `role` in the manifest is this."""
+        """Only utterances whose `role` in the manifest is this; a manifest that names no roles is used whole."""
         speakers: tuple[str, ...] = ()
         """Only these speakers; none named means all."""
         limit: int | None = None

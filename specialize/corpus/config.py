@@ -16,7 +16,7 @@ class CorpusConfig:
     manifest: Path
     """JSONL or CSV file, an utterance a line: audio, text, speaker; optional utterance, split, role, attributes."""
     role: str | None = None
-    """Only utterances whose `role` in the manifest is this."""
+    """Only utterances whose `role` in the manifest is this; a manifest that names no roles is used whole."""
     speakers: tuple[str, ...] = ()
     """Only these speakers; none named means all."""
     limit: int | None = None

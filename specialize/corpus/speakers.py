@@ -138,14 +138,14 @@ def open_corpus(config: CorpusConfig, base: Base | None = None) -> Corpus:
 def _chosen(config: CorpusConfig, built: BuiltCorpus) -> dict[str, list[int]]:
     """Places of the chosen rows, by speaker, in the order of the manifest."""
     roles = sorted({row.role for row in built.rows if row.role is not None})
-    if config.role is not None and config.role not in roles:
+    if config.role is not None and roles and config.role not in roles:
         raise CorpusError(
             f"No utterance of '{config.manifest}' has the role '{config.role}'. "
             f"Roles there: {', '.join(roles) or 'none'}."
         )
     chosen: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(built.rows):
-        if config.role is None or row.role == config.role:
+        if config.role is None or not roles or row.role == config.role:
             chosen[row.speaker].append(place)
     unknown = [name for name in config.speakers if name not in chosen]
     if unknown:

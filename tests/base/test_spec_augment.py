@@ -7,12 +7,13 @@ import numpy as np
 from specialize.base.spec_augment import FREQUENCY_MASKS, FREQUENCY_SHARE, TIME_MASKS, TIME_SHARE, spec_augment
 
 LENGTH, MELS, VALID = 200, 40, 150
+augment = jax.jit(spec_augment)
 
 
 def masked(seed: int, strength: float) -> np.ndarray:
     """Which of the features are changed, [T, M]."""
     features = jax.random.normal(jax.random.key(99), (LENGTH, MELS))
-    out = spec_augment(jax.random.key(seed), features, jnp.int32(VALID), jnp.float32(strength))
+    out = augment(jax.random.key(seed), features, jnp.int32(VALID), jnp.float32(strength))
     return np.asarray(out != features)
 
 

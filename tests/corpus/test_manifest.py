@@ -154,6 +154,8 @@ def test_roles_speakers_and_limits(folder):
     assert [s.id for s in opened(path, speakers=("eve",)).speakers] == ["eve"]
     (pooled,) = opened(path, role="personal", pool="all").speakers
     assert (pooled.id, len(pooled.train), len(pooled.dev)) == ("all", 2, 2)
+    plain = manifest(folder, [{k: v for k, v in line.items() if k != "role"} for line in lines], "plain.jsonl")
+    assert [s.id for s in opened(plain, role="personal").speakers] == ["ana", "bob", "eve"]
     with pytest.raises(CorpusError, match="Roles there: base, personal"):
         opened(path, role="none")
     with pytest.raises(CorpusError, match="no usable utterance of zoe"):
