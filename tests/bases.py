@@ -1,6 +1,7 @@
 """Tiny bases with random parameters, and batches of noise, for tests."""
 
 import functools
+import json
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,8 @@ def byte_tokenizer() -> tuple[str, dict[str, int]]:
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     made.decoder = tokenizers.decoders.ByteLevel()  # type: ignore[assignment]
     made.add_special_tokens([START, END, QUIET])
-    return made.to_str(), {name: made.token_to_id(name) for name in (START, END, QUIET)}
+    data = json.loads(made.to_str())
+    return made.to_str(), {token["content"]: token["id"] for token in data["added_tokens"]}
 
 
 @functools.cache
@@ -46,6 +48,12 @@ def tiny_whisper(width: int = 16, layers: int = 1, seed: int = 0) -> Base:
     # Biases start at zero and scales at one; noise on everything makes every parameter matter.
     params = jax.tree.map(lambda p: (p + 0.05 * rng.standard_normal(p.shape)).astype(np.float32), params)
     return Base.make(architecture, params, Tokenizer(definition, ids[END]))
+
+
+def whisper_of(base: Base) -> Whisper:
+    """The architecture of a base that is a Whisper."""
+    assert isinstance(base.architecture, Whisper)
+    return base.architecture
 
 
 BASES: dict[str, Callable[[], Base]] = {"whisper": tiny_whisper}

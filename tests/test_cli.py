@@ -11,7 +11,7 @@ import pytest
 
 from specialize.base import save_base
 from specialize.cli import COMMANDS, main
-from specialize.submodel import load_submodel
+from specialize.submodel import LoRA, ResidualAdapter, load_submodel
 from specialize.train import Run
 from specialize.train.experiment import Experiment, from_json, to_json
 from specialize.train.metrics import read_metrics
@@ -72,7 +72,7 @@ def test_a_run_is_all_there(folder):
     assert sorted(steps) == [(f"p{i}", step) for i in range(4) for step in (0, 3, 6)]
     loaded = load_submodel(run.folder / "submodels/p2", base=run.base)
     assert loaded.training["dev_loss"] <= loaded.training["base_dev_loss"]
-    assert run.experiment.submodel.bottleneck == 2
+    assert run.experiment.submodel == ResidualAdapter(bottleneck=2)
 
 
 def test_a_run_is_not_replaced_unless_asked(folder, capsys):
@@ -93,7 +93,7 @@ def test_another_kind_and_a_start(folder, capsys):
     words = ["train", str(folder / "people.py"), "--name", "lora", "--submodel.kind", "lora", "--submodel.rank", "3"]
     main([*words, "--corpus.pool", "all", "--cohort.slots", "8"])
     pooled = load_submodel(folder / "runs/lora/submodels/all")
-    assert pooled.spec.rank == 3
+    assert pooled.spec == LoRA(rank=3)
     start = ["--start", str(folder / "runs/lora/submodels/all")]
     main([*words[:2], "--name", "started", *words[4:], *start, "--hyper.learning-rate", "0", "--corpus.limit", "1"])
     continued = load_submodel(folder / "runs/started/submodels/p0")

@@ -27,7 +27,7 @@ class Augment(NamedTuple):
 
 
 @runtime_checkable
-class Architecture(Protocol, Hashable):
+class Architecture(Hashable, Protocol):
     """Pure functions of (params, arrays): a hashable, static description that may be closed over by `jit`.
 
     `params` is the Linen parameter tree of the module. All methods work on [B, …] and are vmapped by callers.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from specialize.base.architecture import Architecture
@@ -25,8 +26,9 @@ _RUNTIME = ("context", "tail", "tokens_per_second")
 
 
 def _whisper(data: dict[str, Any]) -> Whisper:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    return Whisper(**(fields | {"config": WhisperConfig(**fields["config"])}))
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    fields["config"] = WhisperConfig(**data["config"])
+    return Whisper(**fields)
 
 
 ARCHITECTURES: dict[str, tuple[type, Any]] = {"whisper": (Whisper, _whisper)}
@@ -107,7 +109,7 @@ def save_base(base: Base, folder: Path) -> None:
         data = {"format": FORMAT, "architecture": name, "fingerprint": base.fingerprint, "end": base.tokenizer.end}
         (beside / "base.json").write_text(json.dumps(data | {"config": config}, indent=1) + "\n")
         (beside / "tokenizer.json").write_text(base.tokenizer.definition, encoding="utf-8")
-        ocp.save((beside / "params").absolute(), base.params)
+        ocp.save(epath.Path(beside.absolute() / "params"), base.params)
         beside.chmod(0o755)
         os.rename(beside, folder)
     except BaseException:
@@ -145,7 +147,7 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
     architecture = ARCHITECTURES[data["architecture"]][1](data["config"])
     tokenizer = Tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), data["end"])
     try:
-        params = ocp.load((folder / "params").absolute())
+        params = ocp.load(epath.Path(folder.absolute() / "params"))
     except Exception as error:  # Orbax raises many types for damaged folders.
         raise BaseModelError(f"The parameters of '{folder}' cannot be read: {error}") from error
     if verify and (found := fingerprint(architecture, params, tokenizer)) != data["fingerprint"]:

@@ -89,14 +89,13 @@ class Whisper:
 
     def encode(self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"]) -> Float[Array, "B T D"]:
         """The encoder's result at 50 frames a second; frames after a row's own are without meaning."""
-        return self.model.apply({"params": params}, *self.features(audio, samples), method="encode")
+        return self._apply(params, *self.features(audio, samples), method="encode")
 
     def logits(
         self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], tokens: Int[Array, "B U"]
     ) -> Float[Array, "B U V"]:
         """Logits of the token after each of `tokens`, prompt included, by teacher forcing."""
-        mel, frames = self.features(audio, samples)
-        return self.model.apply({"params": params}, mel, frames, tokens)
+        return self._apply(params, *self.features(audio, samples), tokens)
 
     def losses(self, params: Any, batch: Batch, *, augment: Augment | None = None) -> Losses:
         """Cross-entropy of the labels (text and end) after the prompt, by teacher forcing.
@@ -114,7 +113,7 @@ class Whisper:
         prompt = jnp.broadcast_to(jnp.array(self.prompt, jnp.int32)[None], (rows, len(self.prompt)))
         valid = (jnp.arange(u)[None, :] < batch.label_lengths[:, None]) & (batch.samples > 0)[:, None]
         labels = jnp.where(valid, batch.labels, self.end)
-        logits = self.model.apply({"params": params}, mel, frames, jnp.concatenate([prompt, labels[:, :-1]], axis=1))
+        logits = self._apply(params, mel, frames, jnp.concatenate([prompt, labels[:, :-1]], axis=1))
         each = optax.softmax_cross_entropy_with_integer_labels(logits[:, len(self.prompt) - 1 :], labels)
         total = jnp.sum(jnp.where(valid, each, 0.0), axis=1)
         return Losses(total, jnp.sum(valid, axis=1).astype(jnp.float32))
@@ -130,7 +129,7 @@ class Whisper:
         if max_tokens > self.max_labels:
             raise ValueError(f"max_tokens={max_tokens}, but this base decodes at most {self.max_labels}.")
         mel, frames = self.features(audio, samples)
-        encoded = self.model.apply({"params": params}, mel, frames, method="encode")
+        encoded = self._apply(params, mel, frames, method="encode")
         cross_mask = jnp.arange(encoded.shape[1])[None, None, :] < ((frames + 1) // 2)[:, None, None]
         rows, start = audio.shape[0], len(self.prompt)
         length = start + max_tokens
@@ -163,6 +162,9 @@ class Whisper:
 
         carry = (ids, first, jnp.zeros((rows,), bool), jnp.int32(0), variables["cache"])
         return jax.lax.while_loop(running, step, carry)[0]
+
+    def _apply(self, params: Any, *arguments: Any, method: str | None = None) -> Any:
+        return self.model.apply({"params": params}, *arguments, method=method)
 
     def _pick(self, logits: Float[Array, "B V"], suppressed: tuple[int, ...]) -> Int[Array, "B"]:
         allowed: Bool[np.ndarray, "V"] = np.ones((self.config.vocab_size,), bool)

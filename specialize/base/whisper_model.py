@@ -179,15 +179,15 @@ class Decoder(nn.Module):
         positions = self.param(
             "embed_positions", nn.initializers.normal(0.02), (c.max_target_positions, c.d_model), jnp.float32
         )
-        at = jnp.int32(0) if at is None else at
+        start = jnp.int32(0) if at is None else at
         u = tokens.shape[1]
         length = u if cached is None else cached
         x = embed(tokens)
-        x = x + jax.lax.dynamic_slice(positions, (at, 0), (u, c.d_model))[None].astype(x.dtype)
-        self_mask = (jnp.arange(length)[None, :] <= at + jnp.arange(u)[:, None])[None]
+        x = x + jax.lax.dynamic_slice(positions, (start, 0), (u, c.d_model))[None].astype(x.dtype)
+        self_mask = (jnp.arange(length)[None, :] <= start + jnp.arange(u)[:, None])[None]
         for i in range(c.decoder_layers):
             layer = DecoderLayer(c.decoder_attention_heads, c.decoder_ffn_dim, name=f"layers_{i}")
-            x = layer(x, encoded, self_mask, cross_mask, cached, at)
+            x = layer(x, encoded, self_mask, cross_mask, cached, start)
         return embed.attend(_norm("layer_norm")(x)).astype(jnp.float32)
 
 

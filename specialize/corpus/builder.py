@@ -127,7 +127,8 @@ def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:
     problems = sorted([*problems, *broken], key=lambda p: p.line)
     by_line = {row.line: row for row in rows}
     kept = [by_line[line] for line, _ in stored["index"]]
-    source = tfds.builder_from_directory(folder / stored["data"]).as_data_source(split="utterances")
+    builder: Any = tfds.builder_from_directory(folder / stored["data"])
+    source = builder.as_data_source(split="utterances")
     return BuiltCorpus(kept, [samples for _, samples in stored["index"]], problems, source, sample_rate, folder)
 
 

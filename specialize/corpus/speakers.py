@@ -203,7 +203,8 @@ def _utterance(row: Row, place: int, samples: int, style: str, base: Base | None
 
 
 def _speaker(name: str, utterances: dict[str, list[Utterance]], attributes: dict[str, Any]) -> Speaker:
-    return Speaker(name, *(tuple(utterances.get(part, ())) for part in ("train", "dev", "test")), attributes)
+    train, dev, test = (tuple(utterances.get(part, ())) for part in ("train", "dev", "test"))
+    return Speaker(name, train, dev, test, attributes)
 
 
 def _common(rows: Iterable[Row]) -> dict[str, Any]:

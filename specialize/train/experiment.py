@@ -96,7 +96,7 @@ def from_json(cls: Any, data: Any) -> Any:
     origin = get_origin(cls)
     if isinstance(data, dict) and "kind" in data:
         return spec_from_json(data)
-    if dataclasses.is_dataclass(cls) and isinstance(data, dict):
+    if isinstance(data, dict) and isinstance(cls, type) and dataclasses.is_dataclass(cls):
         hints = get_type_hints(cls)
         unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
@@ -107,6 +107,6 @@ def from_json(cls: Any, data: Any) -> Any:
         return None if data is None else from_json(options[0], data)
     if origin is tuple:
         return tuple(from_json(get_args(cls)[0], value) for value in data)
-    if cls is Path:
+    if cls is Path and isinstance(data, str):
         return Path(data)
     return data

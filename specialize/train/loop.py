@@ -132,6 +132,7 @@ class CohortTrainer:
         neutral = cohort.place(broadcast(cohort.without_effect(), cohort.slots))
         state = cohort.empty_state()
         base_dev = np.full(cohort.slots, np.nan)
+        dev: list[Batch] = []
 
         while True:
             filled = schedule.fill()

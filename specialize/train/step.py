@@ -166,7 +166,7 @@ class Cohort:
         """Puts a copy of a tree on every device."""
         return jax.device_put(tree, self.replicated)
 
-    def _compile(self, of_slot: Callable, *, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
+    def _compile(self, of_slot: Callable, *, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Any:
         """jit(shard_map(vmap(of_slot))); arguments at the positions `shared` are replicated and have no slot axis."""
 
         def local(*arguments):

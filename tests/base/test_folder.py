@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 from specialize.base import Base, import_base, load_base, save_base
 from specialize.base.huggingface import _tensor_name
 from specialize.errors import BaseModelError
-from tests.bases import END, QUIET, START, byte_tokenizer, tiny_whisper
+from tests.bases import END, QUIET, START, byte_tokenizer, tiny_whisper, whisper_of
 
 
 def tensors(base: Base) -> dict[str, np.ndarray]:
@@ -33,7 +34,7 @@ def checkpoint(folder: Path, values: dict[str, np.ndarray], shards: int = 1, **c
     """A Hugging Face folder of the tiny base."""
     folder.mkdir()
     definition, ids = byte_tokenizer()
-    sizes = dataclasses.asdict(tiny_whisper().architecture.config)
+    sizes = dataclasses.asdict(whisper_of(tiny_whisper()).config)
     (folder / "config.json").write_text(
         json.dumps(
             sizes
@@ -128,13 +129,16 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path):
 
 
 def test_a_multilingual_checkpoint_is_prompted_for_its_language(tmp_path):
-    table = {"lang_to_id": {"<|de|>": 11, "<|fr|>": 12}, "task_to_id": {"transcribe": 13, "translate": 14}}
+    table: dict[str, Any] = {
+        "lang_to_id": {"<|de|>": 11, "<|fr|>": 12},
+        "task_to_id": {"transcribe": 13, "translate": 14},
+    }
     folder = checkpoint(tmp_path / "hf", tensors(tiny_whisper()), is_multilingual=True, **table)
-    start, quiet = tiny_whisper().architecture.prompt
+    start, quiet = whisper_of(tiny_whisper()).prompt
     german = import_base(folder, tmp_path / "de", language="de")
-    assert german.architecture.prompt == (start, 11, 13, quiet)
+    assert whisper_of(german).prompt == (start, 11, 13, quiet)
     french = import_base(folder, tmp_path / "fr", language="fr", task="translate")
-    assert french.architecture.prompt == (start, 12, 14, quiet)
+    assert whisper_of(french).prompt == (start, 12, 14, quiet)
     assert german.fingerprint != french.fingerprint
     with pytest.raises(BaseModelError, match="It has: de, fr"):
         import_base(folder, tmp_path / "en")
@@ -142,7 +146,7 @@ def test_a_multilingual_checkpoint_is_prompted_for_its_language(tmp_path):
 
 def test_the_fingerprint_is_of_all_four_parts():
     base = tiny_whisper()
-    architecture = dataclasses.replace(base.architecture, suppress=(5,))
+    architecture = dataclasses.replace(whisper_of(base), suppress=(5,))
     params = jax.tree.map(np.copy, base.params)
     params["encoder"]["conv1"]["bias"][3] += 1e-6
     definition = base.tokenizer.definition.replace("notimestamps", "notimestamp5")

@@ -61,6 +61,6 @@ def test_labels_and_cross_entropy(whisper, architecture, reference, spoken):
     padded = np.zeros((len(encoded), lengths.max()), np.int32)
     for row, labels in enumerate(encoded):
         padded[row, : len(labels)] = labels
-    losses = jax.jit(architecture.losses)(whisper.params, Batch(*spoken, padded, lengths))
+    losses = jax.jit(architecture.losses)(whisper.params, Batch(spoken[0], spoken[1], padded, lengths))
     expected = [u["cross_entropy_after_prompt"] for u in reference]
     np.testing.assert_allclose(losses.total / losses.count, expected, rtol=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from specialize.base import Batch, import_base
-from tests.bases import END, QUIET, START, byte_tokenizer
+from tests.bases import END, QUIET, START, byte_tokenizer, whisper_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -55,7 +55,7 @@ def pair(request, tmp_path_factory):
     (folder / "generation_config.json").write_text(json.dumps(settings))
     (folder / "tokenizer.json").write_text(definition)
     base = import_base(folder, folder.parent / "base").with_context("full")
-    assert len(base.architecture.prompt) == (4 if multilingual else 2)
+    assert len(whisper_of(base).prompt) == (4 if multilingual else 2)
     return model, base
 
 
@@ -102,7 +102,7 @@ def test_logits_and_loss(pair, spoken):
     np.testing.assert_allclose(ours, output.logits.numpy(), atol=1e-4)
 
     log_probabilities = torch.log_softmax(output.logits, -1).numpy()
-    losses = base.architecture.losses(base.params, Batch(*spoken, labels, lengths))
+    losses = base.architecture.losses(base.params, Batch(spoken[0], spoken[1], labels, lengths))
     for row, text in enumerate(texts):
         at = len(prompt) - 1 + np.arange(len(text))
         assert losses.count[row] == len(text)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specialize.base import Augment, Base, Batch
-from tests.bases import BASES, random_batch, tiny_whisper
+from tests.bases import BASES, random_batch, tiny_whisper, whisper_of
 
 
 @pytest.fixture(params=sorted(BASES))
@@ -92,7 +92,7 @@ def test_vmapped_over_slots_is_one_at_a_time(base):
 
 def test_decoding_keeps_its_limits():
     base = tiny_whisper()
-    architecture = dataclasses.replace(base.architecture, tokens_per_second=2.0)
+    architecture = dataclasses.replace(whisper_of(base), tokens_per_second=2.0)
     batch = random_batch(base, seconds=2.0)
     samples = batch.samples.copy()
     samples[2] = 0
@@ -114,12 +114,14 @@ def test_decoding_longer_than_the_base_allows_is_refused():
     base = tiny_whisper()
     batch = random_batch(base)
     with pytest.raises(ValueError, match="at most 62"):
-        jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=63))(base.params, batch.audio, batch.samples)
+        jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=63))(
+            base.params, batch.audio, batch.samples
+        )
 
 
 def test_greedy_text_is_the_argmax_of_the_logits_after_it():
     base = tiny_whisper()
-    architecture, batch = base.architecture, random_batch(base)
+    architecture, batch = whisper_of(base), random_batch(base)
     decode = jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=6))
     ids = np.asarray(decode(base.params, batch.audio, batch.samples))
     tokens = np.concatenate([np.tile(architecture.prompt, (len(ids), 1)), ids], axis=1).astype(np.int32)
@@ -147,7 +149,9 @@ def test_spec_augment_changes_the_loss_only_where_it_has_strength():
 
     @jax.jit
     def total(key, strength):
-        return base.architecture.losses(base.params, jax.tree.map(jnp.asarray, batch), augment=Augment(key, strength)).total
+        return base.architecture.losses(
+            base.params, jax.tree.map(jnp.asarray, batch), augment=Augment(key, strength)
+        ).total
 
     def augmented(strength, seed=0):
         return np.asarray(total(jax.random.key(seed), jnp.float32(strength)))

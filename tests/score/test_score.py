@@ -25,7 +25,7 @@ def transcripts(speakers: int = 6, each: int = 4, seed: int = 0, gain: float = 0
     for speaker in range(speakers):
         rate = 0.2 + 0.5 * rng.random()
         for number in range(each):
-            words = rng.choice(WORDS, 6)
+            words = rng.choice(WORDS, 6).tolist()
             attributes = {"age": 20 + 5 * speaker, "severity": ("mild", "severe")[speaker % 2]}
             made.append(
                 Transcript(

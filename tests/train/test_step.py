@@ -52,6 +52,7 @@ def test_the_search_for_collectives_finds_one():
     sharding = jax.NamedSharding(mesh, jax.P("speaker"))
     values = jax.device_put(np.arange(8.0), sharding)
     text = jax.jit(lambda x: x.sum()).lower(values).compile().as_text()
+    assert text is not None
     assert COLLECTIVE.findall(text)
 
 
@@ -77,7 +78,9 @@ def test_the_step_costs_little_more_than_forward_and_activation_gradient():
     def everything(params, batch):
         return jax.vmap(lambda b: jax.grad(lambda p: trained.architecture.losses(p, b).total.sum())(params))(batch)
 
-    with_base = jax.jit(everything).lower(params, batch).compile().cost_analysis()["flops"]
+    cost = jax.jit(everything).lower(params, batch).compile().cost_analysis()
+    assert cost is not None
+    with_base = cost["flops"]
     assert with_base > 2.4 * flops[2], "the bound would notice a gradient of the base"
 
 
@@ -96,8 +99,9 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient():
     trained = cohort(8, random=False)
     params, state, stacked, active, anchor, parts = inputs(trained, hyper)
     start = jax.device_get(state.submodel)
-    for _ in range(2):
-        state, metrics = trained.step(params, state, stacked, active, anchor, parts)
+    state, metrics = trained.step(params, state, stacked, active, anchor, parts)
+    for _ in range(1):
+        state, _ = trained.step(params, state, stacked, active, anchor, parts)
     assert (np.asarray(metrics.grad_norm) > hyper.clip).all()
 
     slot = 3
