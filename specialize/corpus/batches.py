@@ -28,8 +28,9 @@ class Order:
     """Which utterances a job trains on at each of its steps: a pure function of the job, whatever its company.
 
     Utterances are drawn epoch after epoch, each epoch in a random order. The draws of a cycle of `CYCLE` steps are
-    sorted by length, with some jitter, and dealt out in that order: step 0 of every cycle has the shortest
-    third of the job's draws, the last step the longest. So slots at the same step of their cycles have utterances of similar length.
+    sorted by length, with some jitter, and dealt out in that order: step 0 of every cycle has the shortest third of
+    the job's draws, the last step the longest. So slots at the same step of their cycles have utterances of similar
+    length.
     """
 
     lengths: tuple[int, ...]

@@ -199,7 +199,8 @@ def _decode(
 
 
 def _write(run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
-    suffix = "".join(f".{part}" for part in (scoring.role, scoring.split if scoring.split != "test" else None) if part)
+    role = None if scoring.role == run.experiment.corpus.role else scoring.role
+    suffix = "".join(f".{part}" for part in (role, scoring.split if scoring.split != "test" else None) if part)
     write_results(results, run.folder / f"results{suffix}.json")
     lines = [json.dumps(dataclasses.asdict(t), ensure_ascii=False) for t in transcripts]
     write_atomically(run.folder / f"transcripts{suffix}.jsonl", "\n".join(lines) + "\n")
