@@ -67,6 +67,8 @@ class Experiment:
     """Folder of runs."""
     tensorboard: bool = False
     """Write TensorBoard event files too (extra `tensorboard`)."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well (extra `wandb`)."""
 
     @property
     def folder(self) -> Path:

@@ -28,7 +28,7 @@ from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites,
 from specialize.submodel.bank import speaker_mesh
 from specialize.train.experiment import Experiment, to_json
 from specialize.train.jobs import Job, stack_hyper
-from specialize.train.metrics import MetricsLog, TensorBoardLog
+from specialize.train.metrics import MetricsLog, TensorBoardLog, WandbLog
 from specialize.train.progress import Progress
 from specialize.train.run import Run, write_json
 from specialize.train.schedule import Running, Schedule
@@ -226,10 +226,15 @@ def _finished(running: Running, submodel: Submodel, skipped: int, base_dev_loss:
 class _Recorder:
     """Listens to a trainer for a run: metrics, progress, and the store, which is written in the background."""
 
-    def __init__(self, run: Run, base: Base, progress: Progress, tensorboard: bool):
+    def __init__(self, run: Run, base: Base, progress: Progress):
         self.run, self.base, self.progress = run, base, progress
         self.metrics = MetricsLog(run.folder / "metrics.jsonl")
-        self.tensorboard = TensorBoardLog(run.folder / "tensorboard") if tensorboard else None
+        self.curves: list[TensorBoardLog | WandbLog] = []
+        experiment = run.experiment
+        if experiment.tensorboard:
+            self.curves.append(TensorBoardLog(run.folder / "tensorboard"))
+        if experiment.wandb is not None:
+            self.curves.append(WandbLog(experiment.wandb, experiment.name, run.config, run.folder))
         self.jobs: dict[str, dict[str, Any]] = {}
         self._saves: list[Future] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -246,9 +251,9 @@ class _Recorder:
             "grad_norm": grad_norm,
         }
         self.metrics.write({"seconds": round(time.monotonic() - self._began, 2), "slot": slot} | line)
-        if self.tensorboard is not None:
+        for curves in self.curves:
             for name in ("train_loss", "dev_loss", "grad_norm"):
-                self.tensorboard.scalar(f"{name}/{speaker}", line[name], step)
+                curves.scalar(f"{name}/{speaker}", line[name], step)
         train = None if math.isnan(train_loss) else train_loss
         self.progress.slot(slot, speaker, step, running.job.max_steps, train, dev_loss, running.best_loss)
 
@@ -267,8 +272,8 @@ class _Recorder:
         """Waits for the store; raises the first error of a save."""
         self._pool.shutdown(wait=True)
         self.metrics.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        for curves in self.curves:
+            curves.close()
         for save in self._saves:
             save.result()
 
@@ -318,7 +323,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         shown.start(len(jobs), slots, experiment.name)
         for problem in corpus.problems:
             shown.note(f"left out: {problem}")
-        recorder = _Recorder(run, base, shown, experiment.tensorboard)
+        recorder = _Recorder(run, base, shown)
         try:
             trainer.run(recorder)
         finally:

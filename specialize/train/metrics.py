@@ -102,6 +102,42 @@ class TensorBoardLog:
         self._writer.close()
 
 
+class WandbLog:
+    """Curves for Weights & Biases. Its own environment variables hold: WANDB_MODE=offline keeps them on disk.
+
+    Args:
+        project: name of the project.
+        name: of the run.
+        config: what the run shows as its configuration.
+        folder: where wandb keeps its files.
+
+    Raises:
+        ConfigError: wandb is not installed, or cannot start.
+    """
+
+    def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path):
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError(
+                "Weights & Biases was asked for, but wandb is not installed. "
+                "Run `pip install wandb`, or leave out --wandb."
+            ) from None
+        try:
+            self._run = wandb.init(project=project, name=name, config=config, dir=str(folder))
+        except Exception as error:  # no login, no network, no permission: no common type
+            raise ConfigError(f"Weights & Biases cannot start: {error}. WANDB_MODE=offline needs no network.") from error
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Adds a point to the curve `name`, over the job's own steps; a value that is not finite is left out."""
+        if math.isfinite(value):
+            self._run.log({name: float(value), f"{name}/step": step})
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._run.finish()
+
+
 def _encode(record: dict[str, Any]) -> dict[str, Any]:
     if NOT_FINITE in record:
         raise ValueError(f"The key '{NOT_FINITE}' of a record is kept for the log itself. Give the value another name.")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from specialize.errors import SpecializeError
-from specialize.train.metrics import MetricsLog, TensorBoardLog, read_metrics
+from specialize.train.metrics import MetricsLog, TensorBoardLog, WandbLog, read_metrics
 from specialize.train.progress import CELLS, Progress
 
 
@@ -198,3 +198,15 @@ def test_tensorboard_writes_an_event_file(tmp_path):
     log.close()
     (events,) = (tmp_path / "tb").iterdir()
     assert events.read_bytes().count(b"dev_loss/ana") == 1
+
+
+def test_wandb_keeps_curves_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs the extra 'wandb'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = WandbLog("people", "a run", {"slots": 4}, tmp_path)
+    for step, loss in enumerate((2.0, float("nan"), 1.0)):
+        log.scalar("dev_loss/ana", loss, step)
+    log.close()
+    (stored,) = tmp_path.rglob("*.wandb")
+    assert b"dev_loss/ana" in stored.read_bytes()
