@@ -119,7 +119,8 @@ def _one_id(value: Any) -> int:
 def _prompt(generation: dict[str, Any], tokenizer: Tokenizer, language: str, task: str) -> tuple[int, ...]:
     prompt = [generation["decoder_start_token_id"]]
     languages, tasks = generation.get("lang_to_id") or {}, generation.get("task_to_id") or {}
-    multilingual = generation.get("is_multilingual", bool(languages))
+    # Checkpoints without the field are told apart as OpenAI's own code does, by the tokens for languages.
+    multilingual = generation.get("is_multilingual", bool(languages) or generation["vocab_size"] >= 51_865)
     if multilingual and not languages:
         # Older checkpoints have no table, but the tokens have these spellings in all of them.
         found = tokenizer.id_of(f"<|{language}|>")

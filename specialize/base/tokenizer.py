@@ -67,7 +67,7 @@ def read_definition(folder: Path) -> str:
     """The `tokenizer.json` of a Hugging Face folder, made from `vocab.json` and `merges.txt` where it is missing.
 
     Raises:
-        BaseModelError: neither is there.
+        BaseModelError: neither is there, or the added tokens would have other ids than they should.
     """
     if (folder / "tokenizer.json").is_file():
         return (folder / "tokenizer.json").read_text(encoding="utf-8")
@@ -83,6 +83,12 @@ def read_definition(folder: Path) -> str:
         made.add_special_tokens(
             [tokenizers.AddedToken(token, special=True) for token, _ in sorted(added.items(), key=lambda kv: kv[1])]
         )
+        # The library numbers added tokens in their order, after the vocabulary.
+        if moved := [token for token, id_ in added.items() if made.token_to_id(token) != id_]:
+            raise BaseModelError(
+                f"'{folder}/added_tokens.json' leaves gaps: '{moved[0]}' should be {added[moved[0]]}, but comes to "
+                f"{made.token_to_id(moved[0])}. Save the tokenizer as tokenizer.json first."
+            )
     return made.to_str()
 
 

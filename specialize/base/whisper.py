@@ -74,16 +74,22 @@ class Whisper:
     def features(
         self, audio: Float[Array, "B N"], samples: Int[Array, "B"]
     ) -> tuple[Float[Array, "B T2 M"], Int[Array, "B"]]:
-        """Log-mel features and how many of their frames each row sees."""
+        """Log-mel features and how many of their frames each row sees.
+
+        Raises:
+            ValueError: N is more than `max_samples`.
+        """
         n = audio.shape[1]
+        if n > self.max_samples:
+            raise ValueError(f"{n} samples, but this base hears at most {self.max_samples}.")
         audio = jnp.where(jnp.arange(n)[None, :] < samples[:, None], audio, 0.0)
         if self.context == "full":
-            audio = jnp.pad(audio, ((0, 0), (0, max(0, self.max_samples - n))))[:, : self.max_samples]
+            audio = jnp.pad(audio, ((0, 0), (0, self.max_samples - n)))
             seen = jnp.full_like(samples, self.max_samples)
             return self.front_end(audio, seen, window_is_full=True), self.front_end.frames(seen)
         tail = int(self.tail * self.sample_rate)
-        length = min(-(-(n + tail) // _STRIDE) * _STRIDE, max(self.max_samples, n))
-        audio = jnp.pad(audio, ((0, 0), (0, max(0, length - n))))[:, :length]
+        length = min(-(-(n + tail) // _STRIDE) * _STRIDE, self.max_samples)
+        audio = jnp.pad(audio, ((0, 0), (0, length - n)))
         seen = jnp.where(samples > 0, jnp.minimum(samples + tail, length), 0)
         return self.front_end(audio, seen), self.front_end.frames(seen)
 

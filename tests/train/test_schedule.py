@@ -20,7 +20,7 @@ def play(schedule: Schedule, loss_of) -> tuple[list[tuple[str, int, int]], list[
             return ended, busy
 
         def losses():
-            return [0.0 if r is None else loss_of(r.job.speaker.id, r.step) for r in schedule.slots]
+            return [0.0 if r is None else float(loss_of(r.job.speaker.id, r.step)) for r in schedule.slots]
 
         schedule.look(losses(), filled)
         busy.append(sum(slot is not None for slot in schedule.slots))
