@@ -1,5 +1,6 @@
 """Whisper (Radford et al. 2022, arXiv 2212.04356) as an architecture: losses and greedy decoding from audio."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -138,9 +139,11 @@ class Whisper:
         encoded = self._apply(params, mel, frames, method="encode")
         cross_mask = jnp.arange(encoded.shape[1])[None, None, :] < ((frames + 1) // 2)[:, None, None]
         rows, start = audio.shape[0], len(self.prompt)
-        length = start + max_tokens
+        # No row can have more than the longest possible one, so the cache need not be longer either.
+        steps = min(max_tokens, math.ceil(self.tokens_per_second * audio.shape[1] / self.sample_rate) + 8)
+        length = start + steps
         seconds = samples.astype(jnp.float32) / self.sample_rate
-        limit = jnp.minimum(max_tokens, jnp.ceil(self.tokens_per_second * seconds).astype(jnp.int32) + 8)
+        limit = jnp.minimum(steps, jnp.ceil(self.tokens_per_second * seconds).astype(jnp.int32) + 8)
         limit = jnp.where(samples > 0, limit, 0)
 
         def advance(variables, tokens, at, encoded):
@@ -152,11 +155,11 @@ class Whisper:
         prompt = jnp.broadcast_to(jnp.array(self.prompt, jnp.int32)[None], (rows, start))
         logits, variables = advance({"params": params}, prompt, jnp.int32(0), encoded)
         first = self._pick(logits, self.suppress + self.begin_suppress)
-        ids = jnp.full((rows, max_tokens), self.end, jnp.int32)
+        ids = jnp.full((rows, steps), self.end, jnp.int32)
 
         def running(carry):
             _, _, done, at, _ = carry
-            return jnp.any(~done) & (at < max_tokens)
+            return jnp.any(~done) & (at < steps)
 
         def step(carry):
             ids, token, done, at, cache = carry
@@ -167,7 +170,8 @@ class Whisper:
             return ids, self._pick(logits, self.suppress), done, at + 1, variables["cache"]
 
         carry = (ids, first, jnp.zeros((rows,), bool), jnp.int32(0), variables["cache"])
-        return jax.lax.while_loop(running, step, carry)[0]
+        ids = jax.lax.while_loop(running, step, carry)[0]
+        return jnp.pad(ids, ((0, 0), (0, max_tokens - steps)), constant_values=self.end)
 
     def _apply(self, params: Any, *arguments: Any, method: str | None = None) -> Any:
         return self.model.apply({"params": params}, *arguments, method=method)

@@ -1,6 +1,5 @@
 """The store of record: one Orbax checkpoint a Submodel, which loads without the run that made it."""
 
-import dataclasses
 import hashlib
 import json
 import urllib.parse
@@ -220,8 +219,3 @@ class SubmodelStore:
             return submodel_metadata(path)["speaker"]
         except StoreError:
             return None
-
-
-def with_training(stored: StoredSubmodel, **facts: Any) -> StoredSubmodel:
-    """A copy with more facts about its training."""
-    return dataclasses.replace(stored, training=stored.training | facts)

@@ -126,7 +126,9 @@ class WandbLog:
         try:
             self._run = wandb.init(project=project, name=name, config=config, dir=str(folder))
         except Exception as error:  # no login, no network, no permission: no common type
-            raise ConfigError(f"Weights & Biases cannot start: {error}. WANDB_MODE=offline needs no network.") from error
+            raise ConfigError(
+                f"Weights & Biases cannot start: {error}. WANDB_MODE=offline needs no network."
+            ) from error
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Adds a point to the curve `name`, over the job's own steps; a value that is not finite is left out."""

@@ -12,7 +12,7 @@ import pytest
 
 from specialize.errors import FingerprintMismatch, StoreError
 from specialize.submodel import StoredSubmodel, SubmodelStore, load_submodel, save_submodel
-from specialize.submodel.store import submodel_metadata, with_training
+from specialize.submodel.store import submodel_metadata
 from tests.submodel.programs import SPECS, fresh, shaken
 from tests.submodel.submodels import BASE, assert_same, stored
 
@@ -113,10 +113,3 @@ def test_metadata_that_is_no_json_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(StoreError, match=r"'ana' is not JSON data"):
         save_submodel(tmp_path / "one", stored(fact=fact))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_facts_about_training_are_added_and_do_not_change_the_original():
-    first = stored(steps=3)
-    second = with_training(first, steps=4, kept=False)
-    assert second.training == {"steps": 4, "kept": False}
-    assert first.training == {"steps": 3}
