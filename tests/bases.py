@@ -1,5 +1,6 @@
 """Tiny bases with random parameters, and batches of noise, for tests."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -50,6 +51,29 @@ def tiny_whisper(width: int = 16, layers: int = 1, seed: int = 0) -> Base:
     return Base.make(architecture, params, Tokenizer(definition, ids[END]))
 
 
+@functools.cache
+def talking_whisper(seed: int = 9) -> Base:
+    """A tiny Whisper whose texts differ with the audio and from token to token, and end at different places.
+
+    A random one says the same whatever it hears. The tokens that this one suppresses would often win.
+    """
+    base = tiny_whisper(seed=seed)
+    architecture = dataclasses.replace(whisper_of(base), begin_suppress=tuple(range(10, 40)))
+    params = jax.tree.map(np.copy, base.params)
+    decoder = params["decoder"]
+    rng = np.random.default_rng(seed)
+    decoder["embed_positions"] = rng.standard_normal(decoder["embed_positions"].shape).astype(np.float32)
+    for layer in (decoder[name] for name in decoder if name.startswith("layers_")):
+        layer["encoder_attn"]["q_proj"]["kernel"] *= 10.0
+        layer["encoder_attn"]["out_proj"]["kernel"] *= 5.0
+    decoder["layer_norm"]["bias"][:] = 0.0
+    embedding = decoder["embed_tokens"]["embedding"]
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    embedding[list(architecture.suppress)] *= 1.5
+    embedding[base.tokenizer.end] *= 4.0
+    return Base.make(architecture, params, base.tokenizer)
+
+
 def whisper_of(base: Base) -> Whisper:
     """The architecture of a base that is a Whisper."""
     assert isinstance(base.architecture, Whisper)
@@ -58,6 +82,10 @@ def whisper_of(base: Base) -> Whisper:
 
 BASES: dict[str, Callable[[], Base]] = {"whisper": tiny_whisper}
 """Every architecture, for tests of what all must do."""
+
+
+TALKING: dict[str, Callable[[], Base]] = {"whisper": talking_whisper}
+"""Every architecture, with parameters that make decoding worth a test."""
 
 
 def random_batch(base: Base, rows: int = 3, seconds: float = 1.0, labels: int = 8, seed: int = 0) -> Batch:
@@ -74,3 +102,11 @@ def random_batch(base: Base, rows: int = 3, seconds: float = 1.0, labels: int = 
         texts[row, lengths[row] - 1] = base.tokenizer.end
         texts[row, lengths[row] :] = 0
     return batch
+
+
+def random_speech(base: Base, rows: int = 4, seconds: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noise that swells and fades at another pace in each row, [B, N], and the samples of each row."""
+    batch = random_batch(base, rows, seconds, seed=seed)
+    pace = 1e-4 * np.arange(1, rows + 1)[:, None]
+    audio = batch.audio * np.sin(pace * np.arange(batch.audio.shape[1])).astype(np.float32)
+    return audio, batch.samples

@@ -41,13 +41,6 @@ def test_what_is_in_the_padding_changes_no_loss_and_no_gradient(base):
         np.testing.assert_array_equal(left, right)
 
 
-def test_what_is_in_the_padding_changes_no_text(base):
-    batch = random_batch(base)
-    decode = jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=12))
-    clean = decode(base.params, batch.audio, batch.samples)
-    np.testing.assert_array_equal(clean, decode(base.params, poisoned(batch).audio, batch.samples))
-
-
 def test_a_row_is_the_same_alone_and_padded_further(base):
     batch = random_batch(base)
     together = losses(base, batch)
@@ -60,6 +53,40 @@ def test_a_row_is_the_same_alone_and_padded_further(base):
             batch.label_lengths[row : row + 1],
         )
         np.testing.assert_allclose(losses(base, alone)[0], together[row], rtol=2e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 320, 8_001, 15_999])
+def test_encoding_more_than_a_row_needs_is_encoding_exactly_its_own(samples):
+    base = tiny_whisper()
+    encode = jax.jit(base.architecture.encode)
+    audio = random_batch(base, rows=1).audio
+    lengths = np.array([samples], np.int32)
+    exact = np.asarray(encode(base.params, audio[:, :samples], lengths))
+    assert exact.shape[1] == -(-samples // 320)
+    audio = np.where(np.arange(audio.shape[1]) < samples, audio, np.nan).astype(np.float32)
+    longer = np.asarray(encode(base.params, audio, lengths))
+    assert longer.shape[1] == 50
+    np.testing.assert_allclose(longer[:, : exact.shape[1]], exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("context", ["needed", "full"])
+def test_audio_beyond_what_the_base_hears_is_refused_and_never_cut(context):
+    architecture = tiny_whisper().with_context(context).architecture
+    lengths = np.array([architecture.max_samples], np.int32)
+    _, frames = jax.jit(architecture.features)(np.zeros((1, architecture.max_samples), np.float32), lengths)
+    assert frames.tolist() == [500]
+    with pytest.raises(ValueError, match="at most 80000"):
+        jax.jit(architecture.features)(np.zeros((1, architecture.max_samples + 1), np.float32), lengths + 1)
+
+
+def test_a_tail_is_silence_that_the_row_keeps():
+    base = tiny_whisper()
+    architecture = dataclasses.replace(whisper_of(base), tail=0.5)
+    batch = random_batch(base)
+    with_silence = batch._replace(audio=np.pad(batch.audio, ((0, 0), (0, 8_000))), samples=batch.samples + 8_000)
+    kept = jax.jit(architecture.losses)(base.params, batch).total
+    np.testing.assert_allclose(kept, losses(base, with_silence), rtol=1e-5)
+    assert not np.allclose(kept, losses(base, batch), rtol=1e-4)
 
 
 def test_empty_rows_have_no_loss_and_finite_gradients(base):
@@ -88,50 +115,6 @@ def test_vmapped_over_slots_is_one_at_a_time(base):
     together = jax.jit(jax.vmap(base.architecture.losses, (None, 0)))(base.params, batch).total
     for slot, one in enumerate(stacked):
         np.testing.assert_allclose(together[slot], losses(base, one), rtol=2e-5)
-
-
-def test_decoding_keeps_its_limits():
-    base = tiny_whisper()
-    architecture = dataclasses.replace(whisper_of(base), tokens_per_second=2.0)
-    batch = random_batch(base, seconds=2.0)
-    samples = batch.samples.copy()
-    samples[2] = 0
-    ids = np.asarray(
-        jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=40))(base.params, batch.audio, samples)
-    )
-    ended = ids == base.tokenizer.end
-    for row, n in enumerate(samples):
-        limit = int(np.ceil(2.0 * n / 16_000)) + 8 if n else 0
-        length = int(np.argmax(ended[row]))
-        assert ended[row].any()
-        assert length <= limit
-        assert ended[row, length:].all(), "nothing comes after the end"
-    assert not np.isin(ids, architecture.suppress).any()
-    assert (ids[2] == base.tokenizer.end).all()
-
-
-def test_decoding_longer_than_the_base_allows_is_refused():
-    base = tiny_whisper()
-    batch = random_batch(base)
-    with pytest.raises(ValueError, match="at most 62"):
-        jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=63))(
-            base.params, batch.audio, batch.samples
-        )
-
-
-def test_greedy_text_is_the_argmax_of_the_logits_after_it():
-    base = tiny_whisper()
-    architecture, batch = whisper_of(base), random_batch(base)
-    decode = jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=6))
-    ids = np.asarray(decode(base.params, batch.audio, batch.samples))
-    tokens = np.concatenate([np.tile(architecture.prompt, (len(ids), 1)), ids], axis=1).astype(np.int32)
-    logits = np.array(jax.jit(architecture.logits)(base.params, batch.audio, batch.samples, tokens))
-    logits[..., list(architecture.suppress)] = -np.inf
-    for row in range(len(ids)):
-        for place, token in enumerate(ids[row]):
-            assert token == logits[row, len(architecture.prompt) - 1 + place].argmax()
-            if token == base.tokenizer.end:
-                break
 
 
 def test_full_context_is_what_silence_to_the_window_gives():

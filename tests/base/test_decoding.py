@@ -1,0 +1,126 @@
+"""Greedy decoding: what a row says depends on nothing but its own audio, follows the logits, and keeps its limits."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from specialize.base import Base
+from tests.bases import TALKING, random_batch, random_speech, talking_whisper, whisper_of
+
+TOKENS = 24
+
+
+@pytest.fixture(params=sorted(TALKING))
+def base(request) -> Base:
+    return TALKING[request.param]()
+
+
+def decoded(base: Base, audio, samples, architecture=None, tokens: int = TOKENS) -> np.ndarray:
+    """Ids [B, tokens]."""
+    architecture = architecture or base.architecture
+    decode = jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=tokens))
+    return np.asarray(decode(base.params, audio, samples))
+
+
+def lengths_of(ids: np.ndarray, end: int) -> np.ndarray:
+    """Tokens before the end, or all of them."""
+    return np.where((ids == end).any(axis=1), (ids == end).argmax(axis=1), ids.shape[1])
+
+
+def test_the_bases_of_these_tests_say_something(base):
+    ids = decoded(base, *random_speech(base))
+    assert len(np.unique(ids, axis=0)) > 2
+    assert len(np.unique(ids)) > 6
+    assert len(set(lengths_of(ids, base.tokenizer.end))) > 1
+
+
+def test_what_is_in_the_padding_changes_no_text(base):
+    audio, samples = random_speech(base)
+    poisoned = np.where(np.arange(audio.shape[1]) < samples[:, None], audio, np.nan).astype(np.float32)
+    assert np.isnan(poisoned).any()
+    np.testing.assert_array_equal(decoded(base, poisoned, samples), decoded(base, audio, samples))
+
+
+def test_a_row_is_decoded_as_it_is_alone(base):
+    audio, samples = random_speech(base)
+    together = decoded(base, audio, samples)
+    for row, n in enumerate(samples):
+        alone = decoded(base, audio[row : row + 1, :n], samples[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_vmapped_over_slots_is_one_at_a_time(base):
+    slots = [random_speech(base, seed=seed) for seed in range(2)]
+    audio, samples = (np.stack(arrays) for arrays in zip(*slots, strict=True))
+    samples[1, 2:] = 0
+    decode = jax.vmap(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=TOKENS), (None, 0, 0))
+    together = np.asarray(jax.jit(decode)(base.params, audio, samples))
+    for slot in range(2):
+        np.testing.assert_array_equal(together[slot], decoded(base, audio[slot], samples[slot]))
+
+
+def test_rows_without_audio_say_nothing(base):
+    audio, samples = random_speech(base)
+    samples[1] = 0
+    ids = decoded(base, audio, samples)
+    assert (ids[1] == base.tokenizer.end).all()
+    assert (lengths_of(ids, base.tokenizer.end) > 0).sum() == 3
+    assert (decoded(base, audio, np.zeros_like(samples)) == base.tokenizer.end).all()
+
+
+def test_fewer_tokens_are_the_first_of_more(base):
+    audio, samples = random_speech(base)
+    np.testing.assert_array_equal(decoded(base, audio, samples, tokens=5), decoded(base, audio, samples)[:, :5])
+
+
+def test_a_text_is_no_longer_than_its_audio_allows():
+    base = talking_whisper()
+    audio, samples = random_speech(base)
+    at_once = dataclasses.replace(whisper_of(base), tokens_per_second=2.0)
+    ids, freely = decoded(base, audio, samples, at_once), decoded(base, audio, samples)
+    lengths, limits = lengths_of(ids, base.tokenizer.end), np.ceil(2.0 * samples / 16_000) + 8
+    np.testing.assert_array_equal(lengths, np.minimum(lengths_of(freely, base.tokenizer.end), limits))
+    assert (lengths == limits).any(), "no text was cut"
+    for row, length in enumerate(lengths):
+        np.testing.assert_array_equal(ids[row, :length], freely[row, :length])
+        assert (ids[row, length:] == base.tokenizer.end).all(), "nothing comes after the end"
+
+
+def test_a_text_is_the_argmax_of_the_logits_after_it():
+    base = talking_whisper()
+    architecture, (audio, samples) = whisper_of(base), random_speech(base)
+    ids = decoded(base, audio, samples)
+    prompt = np.tile(np.array(architecture.prompt, np.int32), (len(ids), 1))
+    logits = np.array(jax.jit(architecture.logits)(base.params, audio, samples, np.concatenate([prompt, ids], axis=1)))
+    logits = logits[:, prompt.shape[1] - 1 : -1]
+    unbound = logits.argmax(-1)
+    logits[:, :, list(architecture.suppress)] = -np.inf
+    logits[:, 0, list(architecture.begin_suppress)] = -np.inf
+    limits = lengths_of(ids, base.tokenizer.end)
+    for row, limit in enumerate(limits):
+        np.testing.assert_array_equal(ids[row, :limit], logits[row, :limit].argmax(-1))
+    assert np.isin(unbound[0, : limits[0]], architecture.suppress).any(), "nothing was suppressed"
+
+
+def test_suppressed_tokens_are_never_said():
+    base = talking_whisper()
+    architecture, (audio, samples) = whisper_of(base), random_speech(base)
+    plain = dataclasses.replace(architecture, suppress=(), begin_suppress=())
+    freely = decoded(base, audio, samples, plain)
+    said = decoded(base, audio, samples)
+    assert np.isin(freely, architecture.suppress).any()
+    assert not np.isin(said, architecture.suppress).any()
+    not_first = dataclasses.replace(plain, begin_suppress=tuple(np.unique(freely[:, 0]).tolist()))
+    changed = decoded(base, audio, samples, not_first)
+    assert not np.isin(changed[:, 0], not_first.begin_suppress).any()
+    assert np.isin(changed[:, 1:], not_first.begin_suppress).any(), "only the first token is bound"
+
+
+def test_more_tokens_than_the_base_has_places_for_are_refused():
+    base = talking_whisper()
+    batch = random_batch(base)
+    with pytest.raises(ValueError, match="at most 62"):
+        decoded(base, batch.audio, batch.samples, tokens=63)
+    assert decoded(base, batch.audio, batch.samples, tokens=62).shape == (3, 62)
