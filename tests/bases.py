@@ -69,7 +69,7 @@ def talking_whisper(seed: int = 9) -> Base:
     decoder["layer_norm"]["bias"][:] = 0.0
     embedding = decoder["embed_tokens"]["embedding"]
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    embedding[list(architecture.suppress)] *= 1.5
+    embedding[list(architecture.suppress)] *= 4.0
     embedding[base.tokenizer.end] *= 4.0
     return Base.make(architecture, params, base.tokenizer)
 
