@@ -95,13 +95,17 @@ def read_definition(folder: Path) -> str:
 def sentence_case(text: str) -> str:
     """A transcript as a sentence, which Whisper's decoder is used to: capital first letter, a stop at the end.
 
-    Text without any lower-case letter is lowered first; the word i becomes I. A sentence stays as it is.
+    The word i becomes I. Text that is then without any lower-case letter is lowered first. A sentence stays as it is.
     """
     text = " ".join(text.split())
     if not text:
         return text
-    if text.upper() == text:
-        text = text.lower()
+    sentence = _capitals(text)
+    if sentence.upper() == sentence:
+        sentence = _capitals(text.lower())
+    return sentence if sentence[-1] in ".?!…\"'”)" else sentence + "."
+
+
+def _capitals(text: str) -> str:
     text = re.sub(r"\bi\b(?!\.\w)", "I", text)
-    text = text[0].upper() + text[1:]
-    return text if text[-1] in ".?!…\"'”)" else text + "."
+    return text[0].upper() + text[1:]

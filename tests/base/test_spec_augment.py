@@ -39,8 +39,19 @@ def test_more_strength_masks_more():
     assert shares[2] > 0.1
 
 
-def test_masks_are_of_both_kinds_and_filled_with_the_mean():
+def test_masks_are_whole_bands_of_both_kinds_filled_with_the_mean():
     features = jax.random.normal(jax.random.key(99), (LENGTH, MELS))
-    out = np.asarray(spec_augment(jax.random.key(3), features, jnp.int32(VALID), jnp.float32(1.0)))
-    changed = out != np.asarray(features)
-    np.testing.assert_allclose(out[changed], np.asarray(features)[:VALID].mean(), rtol=1e-4)
+    mean = np.asarray(features)[:VALID].mean()
+    for seed in range(20):
+        out = np.asarray(augment(jax.random.key(seed), features, jnp.int32(VALID), jnp.float32(1.0)))
+        changed = (out != np.asarray(features))[:VALID]
+        frames, bins = changed.all(axis=1), changed.all(axis=0)
+        np.testing.assert_array_equal(changed, frames[:, None] | bins[None, :])
+        assert frames.any()
+        assert bins.any()
+        np.testing.assert_allclose(out[:VALID][changed], mean, rtol=1e-4)
+
+
+def test_a_row_without_frames_stays():
+    features = jax.random.normal(jax.random.key(99), (LENGTH, MELS))
+    np.testing.assert_array_equal(augment(jax.random.key(0), features, jnp.int32(0), jnp.float32(1.0)), features)

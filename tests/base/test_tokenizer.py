@@ -1,9 +1,13 @@
 """Texts become ids and come back, or are refused."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from specialize.base import Tokenizer, TokenizerError, sentence_case
+from specialize.base.tokenizer import read_definition
 from specialize.errors import BaseModelError
 from tests.bases import END, byte_tokenizer, tiny_whisper
 
@@ -46,6 +50,41 @@ def test_a_damaged_definition_is_an_error():
         Tokenizer("{}", 0)
 
 
+def parts(folder: Path) -> dict[str, int]:
+    """A folder with the tokenizer in the three files of older checkpoints; the ids of the markup."""
+    definition, ids = byte_tokenizer()
+    vocabulary = json.loads(definition)["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "added_tokens.json").write_text(json.dumps(ids))
+    return ids
+
+
+def test_a_tokenizer_in_parts_is_the_same_as_in_one(tmp_path):
+    ids = parts(tmp_path)
+    made, whole = Tokenizer(read_definition(tmp_path), ids[END]), tiny_whisper().tokenizer
+    for text in ("One two, three.", "äöü 中文 🙂", "it's  2 spaces"):
+        assert made.encode(text) == whole.encode(text)
+        assert made.decode(whole.encode(text)) == text
+    for token, id_ in ids.items():
+        assert made.id_of(token) == id_
+        with pytest.raises(TokenizerError, match="markup"):
+            made.encode(f"a {token} b")
+
+
+def test_added_tokens_that_would_move_are_refused(tmp_path):
+    ids = parts(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({token: id_ + 1 for token, id_ in ids.items()}))
+    with pytest.raises(BaseModelError, match="leaves gaps"):
+        read_definition(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(BaseModelError, match=r"nor merges\.txt"):
+        read_definition(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -56,8 +95,17 @@ def test_a_damaged_definition_is_an_error():
         ("  two   spaces ", "Two spaces."),
         ("", ""),
         ("i.e. this", "I.e. this."),
+        ("i saw a TV", "I saw a TV."),
+        ("i TV", "I tv."),
     ],
 )
 def test_sentences(text, sentence):
     assert sentence_case(text) == sentence
-    assert sentence_case(sentence) == sentence
+
+
+def test_a_sentence_stays_as_it_is():
+    rng = np.random.default_rng(0)
+    letters = np.array(list("iI aAb.,'!?… \t\"”)é0"))
+    for length in range(300):
+        sentence = sentence_case("".join(rng.choice(letters, length % 30)))
+        assert sentence_case(sentence) == sentence
