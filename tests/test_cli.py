@@ -11,7 +11,8 @@ import pytest
 
 from specialize.base import save_base
 from specialize.cli import COMMANDS, main
-from specialize.submodel import LoRA, ResidualAdapter, load_submodel
+from specialize.errors import StoreError
+from specialize.submodel import LoRA, ResidualAdapter, SubmodelStore, load_submodel
 from specialize.train import Run
 from specialize.train.experiment import Experiment, from_json, to_json
 from specialize.train.metrics import read_metrics
@@ -210,3 +211,28 @@ def test_experiments_survive_json(folder):
         assert field.name in to_json(experiment)
     with pytest.raises(Exception, match="no field colour"):
         from_json(Experiment, to_json(experiment) | {"colour": 1})
+
+
+def test_relative_folders_work(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    main(["train", "people.py", "--name", "relative", "--runs", "runs", "--corpus.limit", "1", "--base", "base"])
+    assert "p0" in Run(Path("runs/relative")).store
+    main(["inspect", "runs/relative/submodels/p0"])
+    assert "p0" in capsys.readouterr().out
+
+
+def test_a_submodel_that_cannot_be_stored_is_named_and_the_others_are_there(folder, monkeypatch, capsys):
+    save = SubmodelStore.save
+
+    def full_disk(self, stored, **more):
+        if stored.speaker == "p1":
+            raise StoreError("no space left on device")
+        save(self, stored, **more)
+
+    monkeypatch.setattr(SubmodelStore, "save", full_disk)
+    message = fails(capsys, "train", folder / "people.py", "--name", "full")
+    assert "1 of 4 Submodels could not be stored" in message
+    assert "no space left" in message
+    run = Run(folder / "runs/full")
+    assert set(run.store.speakers()) == {"p0", "p2", "p3"}
+    assert run.read("summary.json")["not_stored"] == {"p1": "no space left on device"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,6 +61,12 @@ def speaker_folder(speaker: str) -> str:
     return name
 
 
+def _absolute(path: Any) -> epath.Path:
+    """A path that Orbax takes: absolute where it is local, and as it is where it names a bucket."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
 def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False) -> None:
     """Writes one Submodel as one Orbax checkpoint with its metadata.
 
@@ -75,7 +82,7 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
         StoreError: something is there already, or another speaker's Submodel is, or `training` is no JSON data, or the
             file system refused.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     if path.exists():
         if not overwrite:
             raise StoreError(f"'{path}' is there already. Choose another path, or overwrite.")
@@ -120,7 +127,7 @@ def submodel_metadata(path: Any) -> dict[str, Any]:
     Raises:
         StoreError: nothing is there, or it is not a Submodel, or it is of a later version.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     if not path.exists():
         raise StoreError(f"There is no Submodel at '{path}'.")
     try:
@@ -150,7 +157,7 @@ def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
         StoreError: nothing is there, or it is damaged or of a later version.
         FingerprintMismatch: it belongs to another base.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     metadata = submodel_metadata(path)
     if base is not None and metadata["base"] != base:
         raise FingerprintMismatch(
@@ -181,7 +188,7 @@ class SubmodelStore:
     """A folder of Submodels, one subfolder a speaker: `run/submodels`."""
 
     def __init__(self, folder: Any):
-        self.folder = epath.Path(folder)
+        self.folder = _absolute(folder)
 
     def path(self, speaker: str) -> epath.Path:
         """Where the Submodel of `speaker` is, or would be."""

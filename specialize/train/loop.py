@@ -23,7 +23,7 @@ from specialize.corpus import (
     queue_order,
     train_shapes,
 )
-from specialize.errors import ConfigError
+from specialize.errors import ConfigError, SpecializeError, StoreError
 from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites, load_submodel, size, take
 from specialize.submodel.bank import speaker_mesh
 from specialize.train.experiment import Experiment, to_json
@@ -236,6 +236,8 @@ class _Recorder:
         if experiment.wandb is not None:
             self.curves.append(WandbLog(experiment.wandb, experiment.name, run.config, run.folder))
         self.jobs: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, str] = {}
+        """Why a speaker's Submodel is not in the store."""
         self._saves: list[Future] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._began = time.monotonic()
@@ -263,19 +265,26 @@ class _Recorder:
         stored = StoredSubmodel(
             finished.submodel, self.run.experiment.submodel, speaker, self.base.fingerprint, finished.facts()
         )
-        self._saves.append(self._pool.submit(self.run.store.save, stored))
+        self._saves.append(self._pool.submit(self._save, stored))
         change = f"dev loss {finished.base_dev_loss:.3f} -> {finished.dev_loss:.3f} at step {finished.best_step}"
         self.progress.done(speaker, change, failed=not math.isfinite(finished.dev_loss))
         self.progress.slot(slot, None, 0, 0, None, None, None)
 
+    def _save(self, stored: StoredSubmodel) -> None:
+        try:
+            self.run.store.save(stored)
+        except SpecializeError as error:
+            self.failures[stored.speaker] = str(error)
+            self.progress.note(f"not stored: {error}")
+
     def close(self) -> None:
-        """Waits for the store; raises the first error of a save."""
+        """Waits for the store."""
         self._pool.shutdown(wait=True)
+        for save in self._saves:
+            save.result()
         self.metrics.close()
         for curves in self.curves:
             curves.close()
-        for save in self._saves:
-            save.result()
 
 
 def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress | None = None) -> Run:
@@ -330,7 +339,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
             recorder.close()
     seconds = time.monotonic() - began
     summary = {
-        "submodels": len(recorder.jobs),
+        "submodels": len(recorder.jobs) - len(recorder.failures),
         "parameters_each": size(cohort.anchor()),
         "base_parameters": size(base.params),
         "slots": slots,
@@ -339,9 +348,16 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         "submodels_per_hour": round(len(recorder.jobs) / seconds * 3600, 1),
         "padded_share": round(trainer.padding.share, 4),
         "slots_busy": round(trainer.busy_slot_steps / max(trainer.slot_steps, 1), 4),
+        "not_stored": recorder.failures,
         "jobs": recorder.jobs,
     }
     write_json(run.folder / "summary.json", summary)
+    if recorder.failures:
+        speaker, reason = next(iter(recorder.failures.items()))
+        raise StoreError(
+            f"{len(recorder.failures)} of {len(recorder.jobs)} Submodels could not be stored; the others are in "
+            f"'{run.folder}'. The first is that of '{speaker}': {reason}"
+        )
     return run
 
 

@@ -58,7 +58,7 @@ def test_a_row_is_the_same_alone_and_padded_further(base):
 @pytest.mark.parametrize("samples", [1, 320, 8_001, 15_999])
 def test_encoding_more_than_a_row_needs_is_encoding_exactly_its_own(samples):
     base = tiny_whisper()
-    encode = jax.jit(base.architecture.encode)
+    encode = jax.jit(whisper_of(base).encode)
     audio = random_batch(base, rows=1).audio
     lengths = np.array([samples], np.int32)
     exact = np.asarray(encode(base.params, audio[:, :samples], lengths))
@@ -71,7 +71,7 @@ def test_encoding_more_than_a_row_needs_is_encoding_exactly_its_own(samples):
 
 @pytest.mark.parametrize("context", ["needed", "full"])
 def test_audio_beyond_what_the_base_hears_is_refused_and_never_cut(context):
-    architecture = tiny_whisper().with_context(context).architecture
+    architecture = whisper_of(tiny_whisper().with_context(context))
     lengths = np.array([architecture.max_samples], np.int32)
     _, frames = jax.jit(architecture.features)(np.zeros((1, architecture.max_samples), np.float32), lengths)
     assert frames.tolist() == [500]
