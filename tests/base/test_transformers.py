@@ -9,7 +9,7 @@ import pytest
 from specialize.base import Batch, import_base
 from tests.bases import END, QUIET, START, byte_tokenizer, whisper_of
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.torch
 
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'torch'")
