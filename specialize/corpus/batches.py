@@ -18,7 +18,7 @@ from specialize.errors import ConfigError
 
 CYCLE = 3
 """Steps over which lengths rise from short to long. Jobs whose steps agree modulo this have their lengths aligned."""
-_JITTER = 0.15
+_JITTER = 0.05
 _FORESEEN_JOBS = 1024
 _FORESEEN_STEPS = 24
 

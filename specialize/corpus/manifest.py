@@ -137,7 +137,8 @@ def _typed(text: str) -> Any:
         except ValueError:
             continue
         # An id such as 007 is no number, and NaN is no value.
-        return value if str(value) == text or (number is float and math.isfinite(value)) else text
+        plain = str(value) == text if number is int else math.isfinite(value)
+        return value if plain else text
     return text
 
 
