@@ -134,7 +134,10 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
                 f"'{folder}' is a Hugging Face checkpoint, not a base folder. Make one from it with "
                 f"`specialize import-base {folder} bases/{folder.name}`."
             )
-        raise BaseModelError(f"'{folder}' is not a base folder: it has no base.json.")
+        raise BaseModelError(
+            f"'{folder}' is not a base folder: it has no base.json. Make one from a Hugging Face checkpoint with "
+            f"`specialize import-base CHECKPOINT {folder}`."
+        )
     data = json.loads((folder / "base.json").read_text())
     if data["format"] > FORMAT:
         raise BaseModelError(
