@@ -187,8 +187,12 @@ def _decode(
     """{place in the corpus: text} of all utterances of a split."""
     texts: dict[int, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"decoding, {title}", total=sum(len(s.split(split)) for s in speakers))
+    console = Console(stderr=True)
+    count = sum(len(s.split(split)) for s in speakers)
+    if not console.is_terminal:
+        console.print(f"decoding {count} utterances, {title}", highlight=False)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"decoding, {title}", total=count)
         for at in range(0, len(speakers), _TOGETHER):
             rows = [(submodel(s), u) for s in speakers[at : at + _TOGETHER] for u in s.split(split)]
             audio = [corpus.audio(u) for _, u in rows]
