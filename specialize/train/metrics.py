@@ -117,7 +117,7 @@ class WandbLog:
 
     def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] (optional)
         except ImportError:
             raise ConfigError(
                 "Weights & Biases was asked for, but wandb is not installed. "
