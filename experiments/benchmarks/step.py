@@ -74,8 +74,8 @@ def main(options: Benchmark) -> None:
     for slots in options.slots:
         step, floor = _time(options, base, slots)
         row = {"slots": slots, "step_seconds_per_submodel": step / slots, "floor_seconds_per_submodel": floor / slots}
-        row["step_over_floor"] = step / floor
-        row["speed_over_first"] = rows[0]["step_seconds_per_submodel"] / (step / slots) if rows else 1.0
+        row["ratio_to_floor"] = step / floor
+        row["speed_to_first"] = rows[0]["step_seconds_per_submodel"] / (step / slots) if rows else 1.0
         rows.append(row)
         print(
             f"{slots:>4} {step / slots:>13.3f}s {floor / slots:>14.3f}s {step / floor:>11.2f} "
