@@ -15,6 +15,6 @@ experiment = Experiment(
     corpus=CorpusConfig(manifest=Path("../shared/corpora/speechocean762/manifest.jsonl"), role="personal"),
     submodel=FullWeights(where=("encoder/layers_*", "decoder/layers_*")),
     hyper=HyperParameters(learning_rate=1e-4, warmup=4),
-    stop=Stopping(max_steps=12, every=6, patience=4),
-    cohort=CohortConfig(slots=5, batch=4, rows=2),
+    stop=Stopping(max_steps=24, every=3, patience=3),
+    cohort=CohortConfig(slots=8, batch=4, rows=2),
 )

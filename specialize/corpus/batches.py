@@ -149,7 +149,9 @@ def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[li
     return [[of_slot[k * batch : (k + 1) * batch] for of_slot in ranked] for k in range(count)]
 
 
-def train_shapes(assignments: Sequence[Assignment], slots: int, cut: Cut, steps: int, count: int) -> Shapes:
+def train_shapes(
+    assignments: Sequence[Assignment], slots: int, cut: Cut, steps: int, count: int, program: float = 0.0
+) -> Shapes:
     """Sizes for the training batches of a queue of jobs, foreseen by dealing it out in waves.
 
     Args:
@@ -158,6 +160,8 @@ def train_shapes(assignments: Sequence[Assignment], slots: int, cut: Cut, steps:
         cut: of the batches.
         steps: of a job, at most; two dozen are looked at.
         count: how many sizes there may be.
+        program: samples of audio that could be computed while the program of a size is compiled; few short jobs get
+            few sizes.
     """
     foreseen = []
     for at in range(0, min(len(assignments), _FORESEEN_JOBS), slots):
@@ -165,17 +169,27 @@ def train_shapes(assignments: Sequence[Assignment], slots: int, cut: Cut, steps:
         for step in range(min(steps, _FORESEEN_STEPS)):
             rows = [[a.speaker.train[i] for i in order.rows(step)] for a, order in wave]
             foreseen += [_need(u for of_slot in part for u in of_slot) for part in cut.parts(rows)]
-    return Shapes.choose(foreseen, count, largest(_size(u) for a in assignments for u in a.speaker.train))
+    # Each batch that was foreseen stands for several rows, and for those that were not.
+    stands_for = slots * cut.rows * max(1.0, steps / _FORESEEN_STEPS) * max(1.0, len(assignments) / _FORESEEN_JOBS)
+    longest = largest(_size(u) for a in assignments for u in a.speaker.train)
+    return Shapes.choose(foreseen, count, longest, program / stands_for)
 
 
-def eval_shapes(utterances: Sequence[Sequence[Utterance]], slots: int, batch: int, count: int) -> Shapes:
-    """Sizes for `eval_batches` of a queue of jobs, dealt out in waves; `utterances` are those of each job."""
+def eval_shapes(
+    utterances: Sequence[Sequence[Utterance]], slots: int, batch: int, looks: int, count: int, program: float = 0.0
+) -> Shapes:
+    """Sizes for `eval_batches` of a queue of jobs, dealt out in waves and looked at `looks` times each.
+
+    `utterances` are those of each job; `count` and `program` are as in `train_shapes`.
+    """
     foreseen = [
         _need(u for of_slot in rows for u in of_slot)
         for at in range(0, min(len(utterances), _FORESEEN_JOBS), slots)
         for rows in _eval_rows(utterances[at : at + slots], batch)
     ]
-    return Shapes.choose(foreseen, count, largest(_size(u) for of_job in utterances for u in of_job))
+    stands_for = slots * batch * looks * max(1.0, len(utterances) / _FORESEEN_JOBS)
+    longest = largest(_size(u) for of_job in utterances for u in of_job)
+    return Shapes.choose(foreseen, count, longest, program / stands_for)
 
 
 def _size(utterance: Utterance) -> Size:

@@ -30,7 +30,7 @@ class Shapes:
     sizes: tuple[Size, ...]
 
     @classmethod
-    def choose(cls, batches: Iterable[Size], count: int, largest: Size) -> "Shapes":
+    def choose(cls, batches: Iterable[Size], count: int, largest: Size, program: float = 0.0) -> "Shapes":
         """The sizes with the least padding for batches that are known or foreseen.
 
         Dynamic programming over the lengths of the batches: each batch pays for the samples of the size it falls into.
@@ -39,6 +39,7 @@ class Shapes:
             batches: what each batch needs.
             count: how many sizes there may be; fewer are used where more would not help.
             largest: what the largest possible batch needs.
+            program: what a size costs by itself, for compiling its program, in samples of the batches' lengths.
         """
         needed = [*batches, largest]
         lengths = np.array([_up(size.samples, _STRIDE) for size in needed])
@@ -51,7 +52,7 @@ class Shapes:
             keep[-1::-2] = True
             weights = np.add.reduceat(weights, np.concatenate([[0], np.flatnonzero(keep)[:-1] + 1]))
             edges = edges[keep]
-        chosen = [int(edges[i]) for i in _partition(edges, weights, count)]
+        chosen = [int(edges[i]) for i in _partition(edges, weights, count, program)]
         sizes, width = [], 0
         for edge in chosen:
             inside = [size.labels for size, n in zip(needed[:-1], lengths[:-1], strict=True) if n <= edge]
@@ -84,7 +85,7 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _partition(edges: np.ndarray, weights: np.ndarray, count: int) -> Sequence[int]:
+def _partition(edges: np.ndarray, weights: np.ndarray, count: int, each: float) -> Sequence[int]:
     """Indices of at most `count` edges, the last one among them, that cost the least when all round up to them."""
     n = len(edges)
     total = np.concatenate([[0.0], np.cumsum(weights)])
@@ -97,7 +98,7 @@ def _partition(edges: np.ndarray, weights: np.ndarray, count: int) -> Sequence[i
         cost = np.where(np.arange(n + 1)[:, None] < np.arange(n + 1)[None, :], cost, np.inf)
         trail.append(np.argmin(cost, axis=0))
         best = np.min(cost, axis=0)
-        costs.append(float(best[n]))
+        costs.append(float(best[n]) + each * len(trail))
     groups = int(np.argmin(costs)) + 1
     chosen, at = [], n
     for step in reversed(range(groups)):

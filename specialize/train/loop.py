@@ -23,7 +23,7 @@ from specialize.corpus import (
     queue_order,
     train_shapes,
 )
-from specialize.errors import ConfigError, SpecializeError, StoreError
+from specialize.errors import ConfigError, FingerprintMismatch, SpecializeError, StoreError
 from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites, load_submodel, size, take
 from specialize.submodel.bank import speaker_mesh
 from specialize.train.experiment import Experiment, to_json
@@ -33,6 +33,11 @@ from specialize.train.progress import Progress
 from specialize.train.run import Run, write_json
 from specialize.train.schedule import Running, Schedule
 from specialize.train.step import Cohort, CohortState, Metrics
+
+_COMPILING_SECONDS = 120.0
+"""What a size costs beside its padding, in seconds of audio. Two CPU cores train on 240 s in the time of a compilation
+(Whisper tiny.en), which is done once for several runs. An accelerator trains on more: fewer `cohort.shapes` may be
+faster there."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +329,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     )
     schedule = Schedule(jobs, slots, experiment.stop, experiment.cohort.refill)
     cut = Cut(experiment.cohort.batch, experiment.cohort.rows)
-    trainer = CohortTrainer(base, corpus, cohort, schedule, cut, *_shapes(jobs, slots, cut, experiment))
+    trainer = CohortTrainer(base, corpus, cohort, schedule, cut, *_shapes(jobs, slots, cut, experiment, corpus.sample_rate))
 
     run = Run.create(experiment, base=base.fingerprint, overwrite=overwrite)
     write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
@@ -361,13 +366,15 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     return run
 
 
-def _shapes(jobs: Sequence[Job], slots: int, cut: Cut, experiment: Experiment) -> tuple[Shapes, Shapes]:
-    """Sizes of the training batches and of the dev batches."""
-    count = experiment.cohort.shapes
+def _shapes(jobs: Sequence[Job], slots: int, cut: Cut, experiment: Experiment, rate: int) -> tuple[Shapes, Shapes]:
+    """Sizes of the training batches and of the dev batches, for audio of `rate` Hz."""
+    count, stop = experiment.cohort.shapes, experiment.stop
     queue = [Assignment(job.speaker, job.seed, 0) for job in jobs]
+    compiling = _COMPILING_SECONDS * rate
+    looks = 1 + -(-stop.max_steps // stop.every)
     return (
-        train_shapes(queue, slots, cut, experiment.stop.max_steps, count),
-        eval_shapes([job.speaker.dev for job in jobs], slots, cut.batch, max(1, count // 2)),
+        train_shapes(queue, slots, cut, stop.max_steps, count, compiling),
+        eval_shapes([job.speaker.dev for job in jobs], slots, cut.batch, looks, max(1, count // 2), compiling),
     )
 
 
@@ -378,7 +385,12 @@ def load_start(experiment: Experiment, base: Base) -> Submodel:
         ConfigError: it is of another kind, or goes to other places, than the experiment's.
         FingerprintMismatch: it belongs to another base.
     """
-    stored = load_submodel(experiment.start, base=base.fingerprint)
+    try:
+        stored = load_submodel(experiment.start, base=base.fingerprint)
+    except FingerprintMismatch as error:
+        raise FingerprintMismatch(
+            f"The start does not fit: {error} Begin without one (`--start None`), or give one of this base (`--start`)."
+        ) from None
     if stored.spec != experiment.submodel:
         raise ConfigError(
             f"The start '{experiment.start}' is {stored.spec}, but the experiment trains {experiment.submodel}. "

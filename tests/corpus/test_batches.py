@@ -131,7 +131,7 @@ def test_a_batch_must_be_cut_evenly():
 
 def test_eval_batches_hold_every_utterance_once(corpus):
     sets = [speaker.dev + speaker.test for speaker in corpus.speakers]
-    batches = eval_batches(corpus, [*sets, ()], 3, eval_shapes(sets, 6, 3, 2))
+    batches = eval_batches(corpus, [*sets, ()], 3, eval_shapes(sets, 6, 3, 1, 2))
     for slot, utterances in enumerate([*sets, ()]):
         rows = [row for batch in batches for row in contents(batch, slot)]
         assert sorted(rows) == sorted((corpus.audio(u).tobytes(), list(u.labels)) for u in utterances)
@@ -175,13 +175,27 @@ def test_sizes_are_the_best_that_brute_force_finds():
             assert found == best
 
 
+def test_short_jobs_get_few_sizes(corpus):
+    """A size is worth its compilation only where it saves as much."""
+    queue = assignments(corpus)
+
+    def count(steps, program):
+        return len(train_shapes(queue, 5, CUT, steps, 8, program).sizes)
+
+    assert count(24, 0) > 2
+    assert count(1, 1e9) == 1
+    assert count(1, 1e5) < count(1, 0)
+    assert count(1, 1e5) <= count(24, 1e5) <= count(2400, 1e5)
+    assert count(2400, 1e5) > count(1, 1e5)
+
+
 @pytest.mark.parametrize("slots", [5, 15])
 def test_little_of_speechocean_is_padding(shared, tmp_path_factory, slots):
     cache = tmp_path_factory.mktemp("speechocean")
     manifest = shared / "corpora/speechocean762/manifest.jsonl"
     corpus = open_corpus(CorpusConfig(manifest=manifest, role="personal", cache=cache))
     queue = [Assignment(speaker, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
-    sizes = train_shapes(queue, slots, CUT, 30, 8)
+    sizes = train_shapes(queue, slots, CUT, 30, 8, program=120 * corpus.sample_rate)
     real = computed = 0
     for at in range(0, len(queue), slots):
         wave = queue[at : at + slots]
