@@ -329,7 +329,8 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     )
     schedule = Schedule(jobs, slots, experiment.stop, experiment.cohort.refill)
     cut = Cut(experiment.cohort.batch, experiment.cohort.rows)
-    trainer = CohortTrainer(base, corpus, cohort, schedule, cut, *_shapes(jobs, slots, cut, experiment, corpus.sample_rate))
+    shapes = _shapes(jobs, slots, cut, experiment, corpus.sample_rate)
+    trainer = CohortTrainer(base, corpus, cohort, schedule, cut, *shapes)
 
     run = Run.create(experiment, base=base.fingerprint, overwrite=overwrite)
     write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
