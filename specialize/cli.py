@@ -12,13 +12,17 @@ import tyro
 
 from specialize import __version__
 from specialize.caches import keep_compiled_programs
-from specialize.errors import ConfigError, SpecializeError
+from specialize.errors import EXIT_PREEMPTED, ConfigError, Preempted, SpecializeError
 
 Positional = tyro.conf.Positional
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits 0 on success, 1 on an error that is explained in one sentence, 2 on wrong usage."""
+    """Entry point.
+
+    Exits 0 on success, 1 on an error that is explained in one sentence, 2 on wrong usage, 75 (EX_TEMPFAIL) when SIGTERM
+    stopped a run that the same command goes on with, 130 when interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -33,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_compiled_programs()
     try:
         COMMANDS[name](rest)
+    except Preempted as error:
+        print(f"specialize {name}: {error}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
     except SpecializeError as error:
         print(f"specialize {name}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -173,21 +180,35 @@ class Transcribe:
     """Audio files of any format that libsndfile reads."""
     submodel: Path | None = None
     """Stored Submodel of the speaker, runs/<name>/submodels/<speaker>; without it the base transcribes."""
-    context: Literal["needed", "full"] = "needed"
-    """Length that the encoder sees: what the audio needs, or always 30 s."""
+    context: Literal["best", "needed", "full"] = "best"
+    """Length that a Whisper's encoder sees: what the audio needs, or always 30 s. `best` is what the audio needs with a
+    Submodel, and 30 s without one, for the base alone repeats itself on cropped audio."""
+    gate: Literal["on", "off"] = "on"
+    """Whether the base transcribes where the Submodel did not beat it on its speaker's dev utterances."""
 
 
 def transcribe(words: list[str]) -> None:
     """Print the text of audio files, with or without a Submodel."""
     from specialize.base import load_base
     from specialize.serve import Recognizer
+    from specialize.submodel import load_submodel
 
     command = tyro.cli(Transcribe, args=words, prog="specialize transcribe")
     if not command.audio:
         raise ConfigError("Name at least one audio file.")
-    base = load_base(command.base).with_context(command.context)
-    recognizer = Recognizer(base, batch=min(8, len(command.audio)))
-    for text in recognizer.transcribe_batch(command.audio, [command.submodel] * len(command.audio)):
+    base = load_base(command.base)
+    alone = None
+    if command.context != "best":
+        alone = base = base.with_context(command.context)
+    recognizer = Recognizer(base, batch=min(8, len(command.audio)), gate=command.gate == "on", alone=alone)
+    submodel = None if command.submodel is None else load_submodel(command.submodel, base=base.fingerprint)
+    if submodel is not None and recognizer.gate and not submodel.helps:
+        print(
+            f"specialize transcribe: the Submodel of '{submodel.speaker}' did not beat the base on dev, so the base "
+            "transcribes; --gate off uses it all the same.",
+            file=sys.stderr,
+        )
+    for text in recognizer.transcribe_batch(command.audio, [submodel] * len(command.audio)):
         print(text)
 
 

@@ -27,3 +27,11 @@ class StoreError(SpecializeError):
 
 class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
+
+
+class Preempted(SpecializeError):
+    """The process was asked to stop, and did; the same command goes on. The exit code is `EXIT_PREEMPTED`."""
+
+
+EXIT_PREEMPTED = 75
+"""Exit code of a run that was asked to stop by SIGTERM and is to be started again: EX_TEMPFAIL of sysexits.h."""

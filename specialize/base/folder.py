@@ -64,6 +64,10 @@ class Base:
         changed = dataclasses.replace(self.architecture, context=context)  # pyright: ignore[reportArgumentType]
         return dataclasses.replace(self, architecture=changed)
 
+    def alone(self) -> "Base":
+        """The base as it is best without a Submodel: a Whisper with its whole window, for it loops on crops."""
+        return self.with_context("full") if hasattr(self.architecture, "context") else self
+
 
 def fingerprint(architecture: Architecture, params: Any, tokenizer: Tokenizer) -> str:
     """32 hex digits over architecture, front end, tokenizer and every parameter's name, shape and bytes."""

@@ -4,6 +4,7 @@ Little of a batch is padding, for two reasons: slots at the same step have utter
 a batch is cut into parts of a few rows, from short to long, each padded to a length of its own.
 """
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,11 @@ import numpy as np
 from specialize.base import Batch
 from specialize.corpus.shapes import Shapes, Size, largest
 from specialize.corpus.speakers import Corpus, Speaker, Utterance
-from specialize.errors import ConfigError
+from specialize.errors import ConfigError, CorpusError
 
 CYCLE = 3
 """Steps over which lengths rise from short to long. Jobs whose steps agree modulo this have their lengths aligned."""
 _JITTER = 0.05
-_FORESEEN_JOBS = 1024
 _FORESEEN_STEPS = 24
 
 
@@ -63,21 +63,53 @@ class Order:
 class Assignment:
     """What a slot trains on next."""
 
-    speaker: Speaker
+    train: tuple[Utterance, ...]
     seed: int
     """Of the job's order."""
     step: int
     """Steps that the job has made."""
 
 
+class Faults:
+    """Utterances whose audio could not be read while batches were made. Several threads may add."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._reasons: dict[int, str] = {}
+        self._told = 0
+
+    def add(self, utterance: Utterance, error: Exception) -> None:
+        """Notes an utterance, once."""
+        with self._lock:
+            self._reasons.setdefault(utterance.index, f"line {utterance.line}: utterance '{utterance.id}': {error}")
+
+    def of(self, utterances: Iterable[Utterance]) -> str | None:
+        """Why the first of these that could not be read could not."""
+        with self._lock:
+            return next((self._reasons[u.index] for u in utterances if u.index in self._reasons), None)
+
+    def news(self) -> list[str]:
+        """What was added since the last call."""
+        with self._lock:
+            reasons = list(self._reasons.values())[self._told :]
+            self._told = len(self._reasons)
+        return reasons
+
+
 class _Steps:
     """A random-access source for grain: item k is the batch of step k from now, in parts."""
 
     def __init__(
-        self, corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, cut: "Cut", shapes: Shapes
+        self,
+        corpus: Corpus,
+        assignments: Sequence[Assignment | None],
+        steps: int,
+        cut: "Cut",
+        shapes: Shapes,
+        faults: Faults | None,
     ):
         self._corpus, self._assignments, self._steps = corpus, assignments, steps
-        self._cut, self._shapes = cut, shapes
+        self._cut, self._shapes, self._faults = cut, shapes, faults
         self._orders = [None if a is None else _order(a, cut) for a in assignments]
 
     def __len__(self) -> int:
@@ -89,8 +121,9 @@ class _Steps:
             if assignment is None or order is None:
                 rows.append([])
             else:
-                rows.append([assignment.speaker.train[i] for i in order.rows(assignment.step + int(index))])
-        return tuple(collate(self._corpus, part, self._cut.rows, self._shapes) for part in self._cut.parts(rows))
+                rows.append([assignment.train[i] for i in order.rows(assignment.step + int(index))])
+        parts = self._cut.parts(rows)
+        return tuple(collate(self._corpus, part, self._cut.rows, self._shapes, self._faults) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -114,11 +147,16 @@ class Cut:
 
 
 def _order(assignment: Assignment, cut: Cut) -> Order:
-    return Order(tuple(u.samples for u in assignment.speaker.train), cut.batch, assignment.seed)
+    return Order(tuple(u.samples for u in assignment.train), cut.batch, assignment.seed)
 
 
 def cohort_batches(
-    corpus: Corpus, assignments: Sequence[Assignment | None], steps: int, cut: Cut, shapes: Shapes
+    corpus: Corpus,
+    assignments: Sequence[Assignment | None],
+    steps: int,
+    cut: Cut,
+    shapes: Shapes,
+    faults: Faults | None = None,
 ) -> grain.DatasetIterator[tuple[Batch, ...]]:
     """The training batches of the next steps of a cohort, decoded ahead in threads.
 
@@ -128,19 +166,27 @@ def cohort_batches(
         steps: how many batches.
         cut: utterances of each slot in a batch, and in a part of it.
         shapes: lengths to pad to.
+        faults: takes utterances whose audio cannot be read, which then is all NaN, so that its slot cannot take the
+            step and the others do not notice; None raises instead.
 
     Returns:
         An iterator over steps. Each is the parts of a batch, `Batch`es of numpy arrays [S, rows, …], from short to
         long. Its state (`get_state`) is small, and `set_state` goes on with the identical batch.
     """
-    source = _Steps(corpus, list(assignments), steps, cut, shapes)
+    source = _Steps(corpus, list(assignments), steps, cut, shapes, faults)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-def eval_batches(corpus: Corpus, utterances: Sequence[Sequence[Utterance]], batch: int, shapes: Shapes) -> list[Batch]:
+def eval_batches(
+    corpus: Corpus,
+    utterances: Sequence[Sequence[Utterance]],
+    batch: int,
+    shapes: Shapes,
+    faults: Faults | None = None,
+) -> list[Batch]:
     """Batches [S, B, …] that hold every utterance of every slot once, each slot's in order of length."""
-    return [collate(corpus, rows, batch, shapes) for rows in _eval_rows(utterances, batch)]
+    return [collate(corpus, rows, batch, shapes, faults) for rows in _eval_rows(utterances, batch)]
 
 
 def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[list[list[Utterance]]]:
@@ -150,60 +196,83 @@ def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[li
 
 
 def train_shapes(
-    assignments: Sequence[Assignment], slots: int, cut: Cut, steps: int, count: int, program: float = 0.0
+    queue: Sequence[Assignment],
+    longest: Size,
+    slots: int,
+    cut: Cut,
+    steps: int,
+    count: int,
+    program: float = 0.0,
+    stands_for: float = 1.0,
 ) -> Shapes:
     """Sizes for the training batches of a queue of jobs, foreseen by dealing it out in waves.
 
     Args:
-        assignments: the queue; only its first 1,024 jobs are looked at, but nothing is too long for the last size.
+        queue: its first jobs; a thousand show what there is.
+        longest: what the longest utterance needs, of all jobs, so that nothing is too long for the last size.
         slots: S.
         cut: of the batches.
         steps: of a job, at most; two dozen are looked at.
         count: how many sizes there may be.
         program: samples of audio that could be computed while the program of a size is compiled; few short jobs get
             few sizes.
+        stands_for: jobs of the whole queue for each that is given.
     """
     foreseen = []
-    for at in range(0, min(len(assignments), _FORESEEN_JOBS), slots):
-        wave = [(a, _order(a, cut)) for a in assignments[at : at + slots]]
+    for at in range(0, len(queue), slots):
+        wave = [(a, _order(a, cut)) for a in queue[at : at + slots]]
         for step in range(min(steps, _FORESEEN_STEPS)):
-            rows = [[a.speaker.train[i] for i in order.rows(step)] for a, order in wave]
-            foreseen += [_need(u for of_slot in part for u in of_slot) for part in cut.parts(rows)]
-    # Each batch that was foreseen stands for several rows, and for those that were not.
-    stands_for = slots * cut.rows * max(1.0, steps / _FORESEEN_STEPS) * max(1.0, len(assignments) / _FORESEEN_JOBS)
-    longest = largest(_size(u) for a in assignments for u in a.speaker.train)
+            rows = [[a.train[i] for i in order.rows(step)] for a, order in wave]
+            foreseen += [need(u for of_slot in part for u in of_slot) for part in cut.parts(rows)]
+    # Each batch that was foreseen has several rows, and stands for those that were not.
+    stands_for *= slots * cut.rows * max(1.0, steps / _FORESEEN_STEPS)
     return Shapes.choose(foreseen, count, longest, program / stands_for)
 
 
 def eval_shapes(
-    utterances: Sequence[Sequence[Utterance]], slots: int, batch: int, looks: int, count: int, program: float = 0.0
+    utterances: Sequence[Sequence[Utterance]],
+    longest: Size,
+    slots: int,
+    batch: int,
+    count: int,
+    program: float = 0.0,
+    stands_for: float = 1.0,
 ) -> Shapes:
-    """Sizes for `eval_batches` of a queue of jobs, dealt out in waves and looked at `looks` times each.
+    """Sizes for `eval_batches` of a queue of jobs, dealt out in waves.
 
-    `utterances` are those of each job; `count` and `program` are as in `train_shapes`.
+    Args:
+        utterances: of the first jobs of the queue.
+        longest, slots, count, program: as in `train_shapes`.
+        batch: B.
+        stands_for: evaluations in all for each that is given.
     """
     foreseen = [
-        _need(u for of_slot in rows for u in of_slot)
-        for at in range(0, min(len(utterances), _FORESEEN_JOBS), slots)
+        need(u for of_slot in rows for u in of_slot)
+        for at in range(0, len(utterances), slots)
         for rows in _eval_rows(utterances[at : at + slots], batch)
     ]
-    stands_for = slots * batch * looks * max(1.0, len(utterances) / _FORESEEN_JOBS)
-    longest = largest(_size(u) for of_job in utterances for u in of_job)
-    return Shapes.choose(foreseen, count, longest, program / stands_for)
+    return Shapes.choose(foreseen, count, longest, program / (stands_for * slots * batch))
 
 
-def _size(utterance: Utterance) -> Size:
-    return Size(utterance.samples, len(utterance.labels))
+def need(utterances: Iterable[Utterance]) -> Size:
+    """The least size that holds these utterances."""
+    return largest(Size(utterance.samples, len(utterance.labels)) for utterance in utterances)
 
 
-def _need(utterances: Iterable[Utterance]) -> Size:
-    return largest(_size(u) for u in utterances)
+def collate(
+    corpus: Corpus,
+    rows: Sequence[Sequence[Utterance]],
+    batch: int,
+    shapes: Shapes,
+    faults: Faults | None = None,
+) -> Batch:
+    """One batch [S, B, …] of at most B utterances a slot; what is lacking is empty rows.
 
-
-def collate(corpus: Corpus, rows: Sequence[Sequence[Utterance]], batch: int, shapes: Shapes) -> Batch:
-    """One batch [S, B, …] of at most B utterances a slot; what is lacking is empty rows."""
+    Raises:
+        CorpusError: audio cannot be read, and there are no `faults` to take it.
+    """
     s = len(rows)
-    n, width = shapes.fit(_need(u for of_slot in rows for u in of_slot))
+    n, width = shapes.fit(need(u for of_slot in rows for u in of_slot))
     made = Batch(
         audio=np.zeros((s, batch, n), np.float32),
         samples=np.zeros((s, batch), np.int32),
@@ -212,7 +281,13 @@ def collate(corpus: Corpus, rows: Sequence[Sequence[Utterance]], batch: int, sha
     )
     for slot, of_slot in enumerate(rows):
         for row, utterance in enumerate(of_slot):
-            made.audio[slot, row, : utterance.samples] = corpus.audio(utterance)
+            try:
+                made.audio[slot, row, : utterance.samples] = corpus.audio(utterance)
+            except CorpusError as error:
+                if faults is None:
+                    raise
+                faults.add(utterance, error)
+                made.audio[slot, row, : utterance.samples] = np.nan
             made.samples[slot, row] = utterance.samples
             made.labels[slot, row, : len(utterance.labels)] = utterance.labels
             made.label_lengths[slot, row] = len(utterance.labels)

@@ -102,8 +102,21 @@ class BuiltCorpus:
     """Where the data set is; its name holds a hash of all that went into it."""
 
     def audio(self, index: int) -> np.ndarray:
-        """float32 [N] samples of row `index`, in [-1, 1]. May be called from several threads."""
-        return np.frombuffer(self.source[index]["pcm"], "<i2").astype(np.float32) / 32768
+        """float32 [N] samples of row `index`, in [-1, 1]. May be called from several threads.
+
+        Raises:
+            CorpusError: the stored audio is damaged.
+        """
+        try:
+            pcm = np.frombuffer(self.source[index]["pcm"], "<i2")
+        except Exception as error:  # ArrayRecord and TFDS raise many types for damaged data
+            raise CorpusError(f"Its stored audio in '{self.folder}' cannot be read: {error}") from error
+        if pcm.size != self.samples[index]:
+            raise CorpusError(
+                f"Its stored audio in '{self.folder}' has {pcm.size} samples instead of {self.samples[index]}. "
+                "Remove that folder, and it is built anew."
+            )
+        return pcm.astype(np.float32) / 32768
 
 
 def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:

@@ -23,6 +23,7 @@ from specialize.serve import Recognizer
 from specialize.submodel import StoredSubmodel
 from specialize.train import Run
 from specialize.train.metrics import read_metrics
+from specialize.train.recorder import job_name, read_jobs
 
 Context = Literal["needed", "full"]
 
@@ -50,6 +51,8 @@ class Scoring:
     """Picks the text normaliser."""
     base_context: Literal["best", "full", "needed"] = "best"
     """What the base alone sees of a Whisper's 30 s window. `best` decodes both ways and scores it at the better one."""
+    gate: Literal["on", "off"] = "on"
+    """Whether the base serves speakers whose Submodel did not beat it on their dev utterances, or was quarantined."""
     batch: int = 16
     """Utterances decoded at a time."""
     resamples: int = 10_000
@@ -88,22 +91,23 @@ def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[An
         )
     config = _corpus_config(run, scoring)
     corpus = open_corpus(config, base)
-    speakers, without = _with_submodel(run, corpus, scoring.split)
-    if not speakers:
+    served = _served(run, corpus, base, scoring)
+    if not any(submodel is not None for submodel in served.submodels.values()):
         raise ConfigError(
             f"No speaker of '{config.manifest}' has both a Submodel in '{run.folder}' and {scoring.split} utterances."
         )
+    speakers = served.speakers
     utterances = [u for speaker in speakers for u in speaker.split(scoring.split)]
     base_texts, contexts = _base_texts(base, corpus, speakers, utterances, scoring, decoded)
-    submodel_texts = _decode(
-        Recognizer(base.with_context(run.experiment.context), batch=scoring.batch),
+    with_submodel = [speaker for speaker in speakers if served.submodels[speaker.id] is not None]
+    submodel_texts = base_texts | _decode(
+        Recognizer(base.with_context(run.experiment.context), batch=scoring.batch, gate=False),
         corpus,
-        speakers,
+        with_submodel,
         scoring.split,
-        lambda speaker: run.store.load(run.experiment.corpus.pool or speaker.id, base=base.fingerprint),
+        lambda speaker: run.store.load(served.submodels[speaker.id] or "", base=base.fingerprint),
         "with Submodels",
     )
-    rows = [(speaker, u) for speaker in speakers for u in speaker.split(scoring.split)]
     transcripts = [
         Transcript(
             utterance=u.id,
@@ -114,12 +118,15 @@ def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[An
             seconds=u.samples / corpus.sample_rate,
             split=scoring.split,
             attributes=corpus.built.rows[u.index].attributes,
+            used="base" if speaker.id in served.by_base else "submodel",
         )
-        for speaker, u in rows
+        for speaker in speakers
+        for u in speaker.split(scoring.split)
     ]
     results = score(transcripts, language=scoring.language, groups=scoring.groups, resamples=scoring.resamples)
     results["base_contexts"] = contexts
-    results["speakers_without_submodel"] = without
+    results["speakers_without_submodel"] = served.without
+    results["gate"] = scoring.gate
     _write(run, scoring, results, transcripts)
     _print(console, run, scoring, results, transcripts)
     return results
@@ -135,13 +142,42 @@ def _corpus_config(run: Run, scoring: Scoring) -> CorpusConfig:
     return config
 
 
-def _with_submodel(run: Run, corpus: Corpus, split: str) -> tuple[list[Speaker], list[str]]:
+@dataclass(frozen=True)
+class _Served:
+    """Who is scored, and what serves each."""
+
+    speakers: list[Speaker]
+    submodels: dict[str, str | None]
+    """{speaker: the name of the Submodel in the store}; None for a job that ended in quarantine."""
+    by_base: set[str]
+    without: list[str]
+    """Speakers of the corpus that are not scored, because they have no Submodel."""
+
+
+def _served(run: Run, corpus: Corpus, base: Base, scoring: Scoring) -> _Served:
     pooled = run.experiment.corpus.pool
-    spoken = [speaker for speaker in corpus.speakers if speaker.split(split)]
-    if pooled is not None:
-        return (spoken if pooled in run.store else []), []
+    spoken = [speaker for speaker in corpus.speakers if speaker.split(scoring.split)]
     stored = set(run.store.speakers())
-    return [s for s in spoken if s.id in stored], [s.id for s in spoken if s.id not in stored]
+    submodels: dict[str, str | None] = {}
+    for speaker in spoken:
+        name = speaker.id if pooled is None else pooled
+        if name in stored:
+            submodels[speaker.id] = name
+    if scoring.gate == "on":
+        troubled = {job["speaker"] for job in read_jobs(run) if job["quarantined"]}
+        submodels |= {s.id: None for s in spoken if s.id not in submodels and s.id in troubled}
+    useless = {
+        name
+        for name in {name for name in submodels.values() if name is not None}
+        if not run.store.load(name, base=base.fingerprint).helps
+    }
+    by_base = {speaker for speaker, name in submodels.items() if name is None or name in useless}
+    return _Served(
+        [speaker for speaker in spoken if speaker.id in submodels],
+        submodels,
+        by_base if scoring.gate == "on" else set(),
+        [speaker.id for speaker in spoken if speaker.id not in submodels],
+    )
 
 
 def _base_texts(
@@ -166,7 +202,8 @@ def _base_texts(
         missing = {u.index for u in utterances} - known.keys()
         lacking = [s for s in speakers if any(u.index in missing for u in s.split(scoring.split))]
         if lacking:
-            recognizer = Recognizer(base.with_context(context), batch=scoring.batch)
+            alone = base.with_context(context)
+            recognizer = Recognizer(alone, batch=scoring.batch, alone=alone)
             known |= _decode(recognizer, corpus, lacking, scoring.split, lambda _: None, f"base, {context} context")
         texts[context] = known
         counts = sum((count_words(normalize(u.text), normalize(known[u.index])) for u in utterances), Counts())
@@ -216,7 +253,8 @@ def _curves(run: Run) -> dict[str, Curve]:
     curves: dict[str, list[tuple[int, float | None, float | None]]] = {}
     for record in read_metrics(path) if path.is_file() else []:
         point = (record["step"], _finite(record["train_loss"]), _finite(record["dev_loss"]))
-        curves.setdefault(record["speaker"], []).append(point)
+        name = job_name(record["speaker"], record.get("point", 0), bool(run.experiment.grid))
+        curves.setdefault(name, []).append(point)
     return dict(curves)
 
 
@@ -226,7 +264,6 @@ def _finite(value: float | None) -> float | None:
 
 def _about(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     experiment, summary = run.experiment, run.read("summary.json") or {}
-    jobs = summary.get("jobs", {})
     contexts = results["base_contexts"]
     return {
         "name": experiment.name,
@@ -248,7 +285,7 @@ def _about(run: Run, results: dict[str, Any]) -> dict[str, Any]:
         "slots_busy": summary.get("slots_busy"),
         "versions": ", ".join(f"{name} {text}" for name, text in run.config["versions"].items()),
         "problems": run.read("problems.json"),
-        "quarantined": [name for name, job in jobs.items() if job["dev_loss"] is None],
+        "quarantined": list(summary.get("quarantined", {})),
     }
 
 

@@ -27,12 +27,23 @@ class Recognizer:
         base: the base.
         batch: rows of one compiled call. Fewer rows are padded with empty ones.
         max_tokens: most tokens of an utterance; None is what the base allows.
+        gate: use the base where a Submodel did not beat it on its speaker's dev utterances.
+        alone: what transcribes rows without a Submodel; None is `base.alone()`, a Whisper with its whole window.
     """
 
-    def __init__(self, base: Base, *, batch: int = 8, max_tokens: int | None = None):
-        self.base, self.batch = base, batch
+    def __init__(
+        self,
+        base: Base,
+        *,
+        batch: int = 8,
+        max_tokens: int | None = None,
+        gate: bool = True,
+        alone: Base | None = None,
+    ):
+        self.base, self.batch, self.gate = base, batch, gate
+        alone = base.alone() if alone is None else alone
         self.max_tokens = max_tokens or base.architecture.max_labels
-        self._plain = jax.jit(functools.partial(_decode_plain, base.architecture, self.max_tokens))
+        self._plain = jax.jit(functools.partial(_decode_plain, alone.architecture, self.max_tokens))
         self._with: dict[Kind, Any] = {}
 
     def transcribe(self, audio: Any, submodel: StoredSubmodel | str | Path | None = None) -> str:
@@ -124,13 +135,13 @@ class Recognizer:
         if submodel is None:
             return None
         if not isinstance(submodel, StoredSubmodel):
-            return load_submodel(submodel, base=self.base.fingerprint)
+            submodel = load_submodel(submodel, base=self.base.fingerprint)
         if submodel.base != self.base.fingerprint:
             raise FingerprintMismatch(
                 f"The Submodel of '{submodel.speaker}' was trained for the base {submodel.base}, but this base is "
                 f"{self.base.fingerprint}."
             )
-        return submodel
+        return submodel if submodel.helps or not self.gate else None
 
 
 def _decode_plain(architecture: Any, max_tokens: int, params: Any, audio: Any, samples: Any) -> Any:

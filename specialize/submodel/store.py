@@ -19,6 +19,8 @@ from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
 FORMAT = 1
 """Version of the metadata; a store of a later version is refused."""
 _LONGEST = 120
+_UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the names of folders that Orbax has not finished."""
 _NEW, _OLD = "%%new", "%%old"
 """Beside a Submodel that is being replaced. No speaker's folder is called so."""
 
@@ -35,6 +37,11 @@ class StoredSubmodel:
     """Fingerprint of the base that it belongs to."""
     training: dict[str, Any] = field(default_factory=dict)
     """What the run says of its making: steps, hyper-parameters, losses. JSON data."""
+
+    @property
+    def helps(self) -> bool:
+        """Whether it is to be used: False only where its run says that it does not beat the base on dev."""
+        return self.training.get("beats_base_on_dev", True)
 
 
 def speaker_folder(speaker: str) -> str:
@@ -210,6 +217,17 @@ class SubmodelStore:
 
     def __contains__(self, speaker: str) -> bool:
         return bool(speaker) and self._owner(self.path(speaker)) == speaker
+
+    def clear_unfinished(self) -> None:
+        """Removes what killed saves have left. Not while another process saves here.
+
+        A replaced Submodel whose save was killed between its two renames is put back.
+        """
+        for path in self.folder.iterdir() if self.folder.exists() else ():
+            if path.name.endswith(_OLD) and not (self.folder / path.name.removesuffix(_OLD)).exists():
+                path.rename(self.folder / path.name.removesuffix(_OLD))
+            elif path.name.endswith((_NEW, _OLD)) or _UNFINISHED in path.name:
+                path.rmtree()
 
     def speakers(self) -> Iterator[str]:
         """The speakers that have a finished Submodel here, in the order of their folders' names."""

@@ -2,7 +2,8 @@
 
 from specialize.train.experiment import CohortConfig, Experiment
 from specialize.train.jobs import HyperParameters, Job
-from specialize.train.loop import CohortTrainer, Finished, train
+from specialize.train.loop import CohortTrainer, Finished
+from specialize.train.programs import plan, train
 from specialize.train.run import Run
 from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort
@@ -18,5 +19,6 @@ __all__ = [
     "Run",
     "Schedule",
     "Stopping",
+    "plan",
     "train",
 ]

@@ -59,10 +59,17 @@ class Experiment:
     """When a job ends."""
     cohort: CohortConfig = field(default_factory=CohortConfig)
     """Slots and batch."""
+    grid: tuple[str, ...] = ()
+    """Train each speaker at every point of a grid: `lr=3e-4,1e-3 dropout=0,0.1`. Names are those of `hyper`, or numbers
+    of the spec, `submodel.bottleneck=16,48`, of which each makes a program of its own, run one after another."""
+    select: Literal["speaker", "pooled"] = "speaker"
+    """Which point of the grid is kept, by dev loss: each speaker's own best, or the one that is best on average."""
     start: Path | None = None
     """A stored Submodel of the same kind and sizes that every job starts from; None starts at no effect."""
     context: Literal["needed", "full"] = "needed"
     """Length that a Whisper encoder sees in training: what the batch needs, or always 30 s."""
+    save_seconds: float = 60.0
+    """Seconds between two saved states, from which a run that was killed goes on."""
     runs: Path = Path("runs")
     """Folder of runs."""
     tensorboard: bool = False

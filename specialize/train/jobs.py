@@ -1,14 +1,17 @@
 """Jobs: one thing to train each, with hyper-parameters that are values and not programs."""
 
 import dataclasses
+import itertools
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from specialize.corpus import Speaker
-from specialize.errors import ConfigError
+from specialize.corpus import Assignment, Speaker, Utterance
+from specialize.errors import ConfigError, SpecializeError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class HyperParameters:
     """Strength of SpecAugment: 0 none, 1 the published mask widths."""
     seed: int = 0
     """Seed of initialisation, order of utterances, dropout and SpecAugment, together with the speaker's id."""
+    utterances: int | None = None
+    """Train on only so many of a speaker's utterances, drawn by the seed; None takes all. A smaller budget is part of a
+    larger one of the same seed."""
 
     def __post_init__(self):
         for name, low, high in (
@@ -45,6 +51,8 @@ class HyperParameters:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name}={value}, but it must lie between {low} and {high}.")
+        if self.utterances is not None and self.utterances < 1:
+            raise ConfigError(f"utterances={self.utterances}, but it must be at least 1, or None for all.")
         if not self.clip > 0:
             raise ConfigError(f"clip={self.clip}, but it must be positive; use inf for no clipping.")
 
@@ -72,14 +80,120 @@ class Job:
     speaker: Speaker
     hyper: HyperParameters
     max_steps: int
+    point: int = 0
+    """Which point of the grid its hyper-parameters are."""
+    points: int = 1
+    """How many jobs its speaker has in this queue."""
 
     @property
     def seed(self) -> int:
         """uint32 seed of everything random in this job, the same in every slot and company."""
         return zlib.crc32(f"{self.hyper.seed}/{self.speaker.id}".encode("utf-8", "surrogatepass"))
 
+    @cached_property
+    def train(self) -> tuple[Utterance, ...]:
+        """The utterances that the job trains on, within its budget."""
+        utterances, budget = self.speaker.train, self.hyper.utterances
+        if budget is None or budget >= len(utterances):
+            return utterances
+        chosen = np.random.default_rng((self.seed, 2)).permutation(len(utterances))[:budget]
+        return tuple(utterances[i] for i in sorted(chosen.tolist()))
 
-def stack_hyper(jobs: list[Job | None]) -> Hyper:
+    def at(self, step: int) -> Assignment:
+        """What a slot trains on from a step on."""
+        return Assignment(self.train, self.seed, step)
+
+
+class Jobs(Sequence[Job]):
+    """The queue: every speaker at every point of a grid, one speaker after another. Jobs are made when asked for.
+
+    Args:
+        speakers: in the order of the queue.
+        points: hyper-parameters to train each with.
+        max_steps: of each job.
+        first: number of the first point; a grid over several programs has a queue for each.
+    """
+
+    def __init__(self, speakers: Sequence[Speaker], points: Sequence[HyperParameters], max_steps: int, first: int = 0):
+        self.speakers, self.points, self._max_steps, self._first = speakers, tuple(points), max_steps, first
+
+    def __len__(self) -> int:
+        return len(self.speakers) * len(self.points)
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Job]: ...
+    def __getitem__(self, index: int | slice) -> Job | Sequence[Job]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        speaker, point = divmod(index % len(self), len(self.points))
+        hyper = self.points[point]
+        return Job(self.speakers[speaker], hyper, self._max_steps, self._first + point, len(self.points))
+
+
+_ALIASES = {"lr": "learning_rate", "wd": "weight_decay"}
+
+
+def parse_grid(axes: Sequence[str], hyper: HyperParameters, spec: Any) -> list[tuple[Any, HyperParameters]]:
+    """The points of a grid: (spec, hyper-parameters), those of one spec together.
+
+    Args:
+        axes: `name=value,value`: a field of `HyperParameters` (`lr` is `learning_rate`), or `submodel.field`, of which
+            every value is a program of its own.
+        hyper: what the axes do not name.
+        spec: likewise.
+
+    Raises:
+        ConfigError: an axis is not of this form, names no field or one twice, or a value does not fit.
+    """
+    names, values = [], []
+    for axis in axes:
+        name, equals, listed = axis.partition("=")
+        if not equals or not listed:
+            raise ConfigError(f"--grid {axis}: write it as name=value,value, like lr=3e-4,1e-3.")
+        of_spec = name.startswith("submodel.")
+        name = name.removeprefix("submodel.") if of_spec else _ALIASES.get(name, name).replace("-", "_")
+        owner = spec if of_spec else hyper
+        fields = [f.name for f in dataclasses.fields(owner)]
+        if name not in fields:
+            known = ", ".join([f.name for f in dataclasses.fields(hyper)] + [f"submodel.{n}" for n in _scalars(spec)])
+            raise ConfigError(f"--grid {axis}: there is no '{name}'. Choose from {known}.")
+        if of_spec and name not in _scalars(spec):
+            raise ConfigError(f"--grid {axis}: only numbers of a spec can be in a grid: {', '.join(_scalars(spec))}.")
+        if (of_spec, name) in names:
+            raise ConfigError(f"--grid names '{name}' twice. Give all its values in one axis.")
+        names.append((of_spec, name))
+        values.append([_number(axis, text, getattr(owner, name)) for text in listed.split(",")])
+    points = []
+    for chosen in itertools.product(*values):
+        pairs = list(zip(names, chosen, strict=True))
+        try:
+            of_spec = dataclasses.replace(spec, **{name: value for (is_spec, name), value in pairs if is_spec})
+            of_hyper = dataclasses.replace(hyper, **{name: value for (is_spec, name), value in pairs if not is_spec})
+        except SpecializeError as error:
+            raise type(error)(f"--grid {' '.join(axes)}: {error}") from None
+        points.append((of_spec, of_hyper))
+    specs = list(dict.fromkeys(spec for spec, _ in points))
+    return sorted(points, key=lambda point: specs.index(point[0]))
+
+
+def _scalars(spec: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(spec) if isinstance(getattr(spec, f.name), int | float)]
+
+
+def _number(axis: str, text: str, like: Any) -> Any:
+    """A value of an axis, of the type of the field."""
+    try:
+        return float(text) if isinstance(like, float) else int(text)
+    except ValueError:
+        kind = "a number" if isinstance(like, float) else "a whole number"
+        raise ConfigError(f"--grid {axis}: '{text}' is not {kind}.") from None
+
+
+def stack_hyper(jobs: Sequence[Job | None]) -> Hyper:
     """Hyper-parameters of S slots; those of an idle slot are harmless defaults."""
     rows = []
     for job in jobs:

@@ -1,43 +1,26 @@
-"""The loop: rounds of steps between looks at the dev sets, until every job has its Submodel in the store."""
+"""The loop of one cohort: rounds of steps between looks at the dev sets, until the queue of jobs is empty."""
 
+import dataclasses
 import math
-import time
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from specialize.base import Base, Batch, load_base
-from specialize.corpus import (
-    Assignment,
-    Corpus,
-    Cut,
-    Shapes,
-    cohort_batches,
-    eval_batches,
-    eval_shapes,
-    open_corpus,
-    queue_order,
-    train_shapes,
-)
-from specialize.errors import ConfigError, FingerprintMismatch, SpecializeError, StoreError
-from specialize.submodel import StoredSubmodel, Submodel, broadcast, find_sites, load_submodel, size, take
-from specialize.submodel.bank import speaker_mesh
-from specialize.train.experiment import Experiment, to_json
+from specialize.base import Base, Batch
+from specialize.corpus import Corpus, Cut, Faults, Shapes, cohort_batches, eval_batches
+from specialize.submodel import Submodel, broadcast, take
+from specialize.train.experiment import to_json
 from specialize.train.jobs import Job, stack_hyper
-from specialize.train.metrics import MetricsLog, TensorBoardLog, WandbLog
-from specialize.train.progress import Progress
-from specialize.train.run import Run, write_json
-from specialize.train.schedule import Running, Schedule
+from specialize.train.schedule import HALVED, Running, Schedule
 from specialize.train.step import Cohort, CohortState, Metrics
 
-_COMPILING_SECONDS = 120.0
-"""What a size costs beside its padding, in seconds of audio. Two CPU cores train on 240 s in the time of a compilation
-(Whisper tiny.en), which is done once for several runs. An accelerator trains on more: fewer `cohort.shapes` may be
-faster there."""
+_IN_FLIGHT = 2
+"""Steps that may be waiting for the devices: enough to keep them busy, few enough to stop soon."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +39,21 @@ class Finished:
     skipped: int
     """Steps that were not taken because loss or gradient was not finite."""
     looks: list[tuple[int, float]]
+    ended: str | None = None
+    """Why the job ended before its time, other than by patience."""
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether the job ended in trouble, so that its Submodel is not to be used."""
+        return not math.isfinite(self.dev_loss) or (self.ended is not None and not self.ended.startswith(HALVED))
 
     @property
     def helps(self) -> bool:
         """Whether the Submodel beats the base on its speaker's dev set."""
-        return self.dev_loss < self.base_dev_loss
+        return not self.quarantined and self.dev_loss < self.base_dev_loss
 
     def facts(self) -> dict[str, Any]:
-        """For the metadata of the stored Submodel, and for the summary: JSON data."""
+        """For the metadata of the stored Submodel, and for the log of jobs: JSON data."""
         return {
             "steps": self.steps,
             "best_step": self.best_step,
@@ -71,6 +61,7 @@ class Finished:
             "dev_loss": finite_or_none(self.dev_loss),
             "beats_base_on_dev": self.helps,
             "skipped_steps": self.skipped,
+            "ended": self.ended,
             "hyper": to_json(self.job.hyper),
             "looks": [[step, finite_or_none(loss)] for step, loss in self.looks],
         }
@@ -81,36 +72,92 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-@dataclass
-class Padding:
-    """How much of the audio that the steps computed was padding."""
+@dataclass(frozen=True)
+class Totals:
+    """How well a run used its devices."""
 
-    real: int = 0
-    computed: int = 0
+    real_samples: int = 0
+    """Of utterances, in all steps."""
+    computed_samples: int = 0
+    """With padding; slots without a job are computed too."""
+    busy_slot_steps: int = 0
+    """Steps of jobs."""
+    slot_steps: int = 0
+    """Steps that slots could have made: those that idle at the end, when the queue is empty, do not count."""
 
-    def add(self, parts: Iterable[Batch]) -> None:
-        """Counts the parts of a step; slots without a job are computed too, and count as padding."""
-        for part in parts:
-            self.real += int(np.sum(part.samples))
-            self.computed += int(np.prod(part.audio.shape))
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     @property
-    def share(self) -> float:
-        """Between 0 and 1."""
-        return 1.0 - self.real / max(self.computed, 1)
+    def padded_share(self) -> float:
+        """Share of the computed audio that was padding."""
+        return 1.0 - self.real_samples / max(self.computed_samples, 1)
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the slots' time, until the queue was empty, that they had a job."""
+        return self.busy_slot_steps / max(self.slot_steps, 1)
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """What a trainer tells while it runs."""
+    """What a trainer tells while it runs, and asks."""
 
     def looked(self, slot: int, running: Running, train_loss: float, grad_norm: float) -> None:
-        """A job was evaluated: `running.looks[-1]`. The means over the round before are NaN at step 0."""
+        """A job was evaluated: `running.looks[-1]`. The means over the steps since its last look; NaN at step 0."""
         ...
 
     def finished(self, slot: int, finished: Finished) -> None:
         """A job ended."""
         ...
+
+    def fault(self, reason: str) -> None:
+        """Audio could not be read while training."""
+        ...
+
+    def saves(self) -> bool:
+        """Whether `save` is to be called now, which takes time. Asked after every step."""
+        ...
+
+    def save(self, state: CohortState, progress: dict[str, Any]) -> None:
+        """Keeps a state that `CohortTrainer.run` can go on from. May raise, which ends the run."""
+        ...
+
+
+@dataclass
+class _Means:
+    """Means over the steps since a job's last look, of each slot."""
+
+    loss: list[float]
+    norm: list[float]
+    steps: list[int]
+
+    @classmethod
+    def of(cls, slots: int) -> "_Means":
+        return cls([0.0] * slots, [0.0] * slots, [0] * slots)
+
+    def add(self, metrics: Iterable[Metrics], jobs: Sequence[Job | None]) -> None:
+        for measured in jax.device_get(list(metrics)):
+            for slot, job in enumerate(jobs):
+                if job is not None:
+                    self.loss[slot] += float(measured.loss[slot])
+                    self.norm[slot] += float(measured.grad_norm[slot])
+                    self.steps[slot] += 1
+
+    def take(self, slot: int) -> tuple[float, float]:
+        """Mean loss and norm of a slot, which begins anew; NaN without a step."""
+        steps = self.steps[slot]
+        means = (self.loss[slot] / steps, self.norm[slot] / steps) if steps else (math.nan, math.nan)
+        self.loss[slot] = self.norm[slot] = 0.0
+        self.steps[slot] = 0
+        return means
+
+    def to_json(self) -> list[list[Any]]:
+        return [[str(x) for x in self.loss], [str(x) for x in self.norm], self.steps]
+
+    @classmethod
+    def from_json(cls, data: list[list[Any]]) -> "_Means":
+        return cls([float(x) for x in data[0]], [float(x) for x in data[1]], list(data[2]))
 
 
 @dataclass
@@ -124,88 +171,170 @@ class CohortTrainer:
     cut: Cut
     train_shapes: Shapes
     dev_shapes: Shapes
-    padding: Padding = field(default_factory=Padding)
-    busy_slot_steps: int = 0
-    """Steps of jobs; with `slot_steps` it says how well the slots were used."""
-    slot_steps: int = 0
+    totals: Totals = Totals()
 
-    def run(self, listener: Listener) -> None:
-        """Trains until the queue is empty."""
+    def __post_init__(self):
+        self._faults = Faults()
+        self._params: Any = self.cohort.place_replicated(self.base.params)
+        self._starts: dict[int, list[tuple[float, float]]] = {}
+
+    def run(self, listener: Listener, resume: tuple[CohortState, dict[str, Any]] | None = None) -> None:
+        """Trains until the queue is empty.
+
+        Args:
+            listener: hears of everything.
+            resume: a state and the progress that was saved with it; what comes is the same, bit for bit, as if the run
+                had never stopped.
+        """
         cohort, schedule = self.cohort, self.schedule
-        params = cohort.place_replicated(self.base.params)
         anchor = cohort.place_replicated(cohort.anchor())
-        neutral = cohort.place(broadcast(cohort.without_effect(), cohort.slots))
-        state = cohort.empty_state()
-        base_dev = np.full(cohort.slots, np.nan)
-        dev: list[Batch] = []
+        means = _Means.of(cohort.slots)
+        if resume is None:
+            state = cohort.empty_state()
+        else:
+            state, progress = resume
+            schedule.restore(progress["schedule"])
+            means = _Means.from_json(progress["means"])
+            self.totals = Totals(**progress["totals"])
+        with ThreadPoolExecutor(1, thread_name_prefix="dev") as pool:
+            dev: Future[list[Batch]] | None = None
+            while True:
+                filled = schedule.fill()
+                if not schedule.busy:
+                    return
+                jobs = [running.job if running else None for running in schedule.slots]
+                hyper = cohort.place(stack_hyper(jobs))
+                active = cohort.place(np.array([job is not None for job in jobs]))
+                if filled:
+                    state = cohort.reset(state, hyper, cohort.place(np.isin(np.arange(cohort.slots), filled)))
+                    self._begin(filled, listener)
+                if filled or dev is None:
+                    dev = pool.submit(self._dev_batches, jobs)
 
-        while True:
-            filled = schedule.fill()
-            if not schedule.busy:
-                return
-            jobs = [running.job if running else None for running in schedule.slots]
-            hyper = cohort.place(stack_hyper(jobs))
-            active = cohort.place(np.array([job is not None for job in jobs]))
-            if filled:
-                fresh = np.isin(np.arange(cohort.slots), filled)
-                state = cohort.reset(state, hyper, cohort.place(fresh))
-                dev = self._dev_batches(jobs)
-                state = self._look(state, params, dev, listener, only=filled)
-                if cohort.starts_as_base:
-                    for slot in filled:
-                        base_dev[slot] = schedule.looks(slot)[0][1]
-                else:
-                    base_dev[fresh] = _mean(cohort.evaluate(params, neutral, b) for b in dev)[fresh]
+                metrics: deque[Metrics] = deque()
+                steps = schedule.round_steps()  # none, where a run goes on just before a look
+                for parts in self._train_batches(steps) if steps else ():
+                    self._count(jobs, parts)
+                    if len(metrics) >= _IN_FLIGHT:
+                        jax.block_until_ready(metrics[-_IN_FLIGHT])
+                    state, measured = cohort.step(self._params, state, hyper, active, anchor, cohort.place(parts))
+                    metrics.append(measured)
+                    schedule.advance(1)
+                    if listener.saves():
+                        means.add(metrics, jobs)
+                        metrics.clear()
+                        listener.save(state, self._progress(means))
+                means.add(metrics, jobs)
+                state = self._look(state, dev.result(), means, listener)
+                self._finish(state, listener)
+                if listener.saves():
+                    listener.save(state, self._progress(means))
 
-            steps = schedule.round_steps()
-            metrics = []
-            for parts in self._train_batches(steps):
-                self.padding.add(parts)
-                state, measured = cohort.step(params, state, hyper, active, anchor, cohort.place(parts))
-                metrics.append(measured)
-            schedule.advance(steps)
-            self.slot_steps += steps * cohort.slots
-            self.busy_slot_steps += steps * sum(job is not None for job in jobs)
-            state = self._look(state, params, dev, listener, metrics=metrics)
+    def _count(self, jobs: Sequence[Job | None], parts: Sequence[Batch]) -> None:
+        busy = sum(job is not None for job in jobs)
+        waiting = self.schedule.position < len(self.schedule.jobs)
+        self.totals += Totals(
+            real_samples=sum(int(np.sum(part.samples)) for part in parts),
+            computed_samples=sum(int(np.prod(part.audio.shape)) for part in parts),
+            busy_slot_steps=busy,
+            slot_steps=self.cohort.slots if waiting else busy,
+        )
 
-            ended = schedule.finish()
-            if ended:
-                best, skipped = jax.device_get((state.best, state.skipped))
-                for slot, running in ended:
-                    result = _finished(running, take(best, slot), int(skipped[slot]), float(base_dev[slot]))
-                    listener.finished(slot, result)
+    def _progress(self, means: _Means) -> dict[str, Any]:
+        totals = dataclasses.asdict(self.totals)
+        return {"schedule": self.schedule.to_json(), "means": means.to_json(), "totals": totals}
 
-    def _look(
-        self,
-        state: CohortState,
-        params: Any,
-        dev: list[Batch],
-        listener: Listener,
-        *,
-        metrics: Sequence[Metrics] = (),
-        only: Collection[int] | None = None,
-    ) -> CohortState:
-        losses = _mean(self.cohort.evaluate(params, state.submodel, b) for b in dev)
-        improved = self.schedule.look(losses.tolist(), only)
-        state = self.cohort.keep_best(state, self.cohort.place(np.isin(np.arange(self.cohort.slots), improved)))
-        fetched = jax.device_get(list(metrics))
-        for slot, running in enumerate(self.schedule.slots):
-            if running is not None and (only is None or slot in only):
-                train = float(np.mean([m.loss[slot] for m in fetched])) if fetched else math.nan
-                norm = float(np.mean([m.grad_norm[slot] for m in fetched])) if fetched else math.nan
-                listener.looked(slot, running, train, norm)
+    def _begin(self, filled: Collection[int], listener: Listener) -> None:
+        """The look at step 0 of new jobs."""
+        losses = np.full(self.cohort.slots, np.nan)
+        for slot in filled:
+            running = self.schedule.slots[slot]
+            assert running is not None
+            running.base_loss, losses[slot] = self._at_start(running.place)
+        self.schedule.look(losses.tolist(), filled)
+        for slot in filled:
+            running = self.schedule.slots[slot]
+            assert running is not None
+            listener.looked(slot, running, math.nan, math.nan)
+        self._tell_faults(listener)
+
+    def _at_start(self, place: int) -> tuple[float, float]:
+        """Mean dev loss per token of the base and of the start, of the job at a place of the queue.
+
+        Both are the same Submodel for all jobs, so they are computed for as many neighbours in the queue as there are
+        slots at once, and a job that comes alone into a free slot does not cost a whole evaluation.
+        """
+        slots = self.cohort.slots
+        block = place // slots
+        if block not in self._starts:
+            jobs: list[Job | None] = list(self.schedule.jobs[block * slots : (block + 1) * slots])
+            batches = self._dev_batches(jobs + [None] * (slots - len(jobs)))
+            base = self._losses(batches, self.cohort.without_effect())
+            start = base if self.cohort.starts_as_base else self._losses(batches, self.cohort.anchor())
+            needed = {running.place // slots for running in self.schedule.slots if running is not None}
+            self._starts = {k: v for k, v in self._starts.items() if k in needed}
+            self._starts[block] = list(zip(base.tolist(), start.tolist(), strict=True))
+        return self._starts[block][place % slots]
+
+    def _losses(self, batches: Iterable[Batch], submodel: Submodel) -> np.ndarray:
+        bank = self.cohort.place(broadcast(submodel, self.cohort.slots))
+        return _mean(self.cohort.evaluate(self._params, bank, batch) for batch in batches)
+
+    def _look(self, state: CohortState, dev: list[Batch], means: _Means, listener: Listener) -> CohortState:
+        cohort, schedule = self.cohort, self.schedule
+        due = schedule.due()
+        losses = _mean(cohort.evaluate(self._params, state.submodel, batch) for batch in dev)
+        improved = schedule.look(losses.tolist(), due)
+        state = cohort.keep_best(state, cohort.place(np.isin(np.arange(cohort.slots), improved)))
+        skipped = np.asarray(jax.device_get(state.skipped))
+        self._tell_faults(listener)
+        for slot in due:
+            running = schedule.slots[slot]
+            assert running is not None
+            listener.looked(slot, running, *means.take(slot))
+            if skipped[slot] >= schedule.stopping.max_skipped:
+                reason = f"{skipped[slot]} of its {running.step} steps could not be taken: loss or gradient not finite"
+                schedule.quarantine(slot, reason + self._broken(running.job))
         return state
 
+    def _finish(self, state: CohortState, listener: Listener) -> None:
+        ended = self.schedule.finish()
+        if not ended:
+            return
+        best, skipped = jax.device_get((state.best, state.skipped))
+        for slot, running in ended:
+            reason = running.ended
+            if reason is None and not math.isfinite(running.best_loss):
+                reason = "its dev loss was never finite" + self._broken(running.job)
+            finished = Finished(
+                job=running.job,
+                submodel=take(best, slot),
+                steps=running.step,
+                best_step=running.best_step,
+                base_dev_loss=running.base_loss,
+                dev_loss=running.best_loss,
+                skipped=int(skipped[slot]),
+                looks=running.looks,
+                ended=reason,
+            )
+            listener.finished(slot, finished)
+
+    def _tell_faults(self, listener: Listener) -> None:
+        for reason in self._faults.news():
+            listener.fault(reason)
+
+    def _broken(self, job: Job) -> str:
+        reason = self._faults.of((*job.train, *job.speaker.dev))
+        return "" if reason is None else f"; {reason}"
+
     def _train_batches(self, steps: int) -> Iterable[tuple[Batch, ...]]:
-        assignments = [
-            None if running is None else Assignment(running.job.speaker, running.job.seed, running.step)
-            for running in self.schedule.slots
-        ]
-        return cohort_batches(self.corpus, assignments, steps, self.cut, self.train_shapes)
+        assignments = [None if running is None else running.job.at(running.step) for running in self.schedule.slots]
+        return cohort_batches(self.corpus, assignments, steps, self.cut, self.train_shapes, self._faults)
 
     def _dev_batches(self, jobs: Sequence[Job | None]) -> list[Batch]:
         utterances = [() if job is None else job.speaker.dev for job in jobs]
-        return [self.cohort.place(b) for b in eval_batches(self.corpus, utterances, self.cut.batch, self.dev_shapes)]
+        batches = eval_batches(self.corpus, utterances, self.cut.batch, self.dev_shapes, self._faults)
+        return [self.cohort.place(batch) for batch in batches]
 
 
 def _mean(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
@@ -213,193 +342,3 @@ def _mean(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
     totals, counts = zip(*jax.device_get(list(parts)), strict=True)
     total, count = np.sum(totals, axis=0, dtype=np.float64), np.sum(counts, axis=0, dtype=np.float64)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def _finished(running: Running, submodel: Submodel, skipped: int, base_dev_loss: float) -> Finished:
-    return Finished(
-        job=running.job,
-        submodel=submodel,
-        steps=running.step,
-        best_step=running.best_step,
-        base_dev_loss=base_dev_loss,
-        dev_loss=running.best_loss,
-        skipped=skipped,
-        looks=running.looks,
-    )
-
-
-class _Recorder:
-    """Listens to a trainer for a run: metrics, progress, and the store, which is written in the background."""
-
-    def __init__(self, run: Run, base: Base, progress: Progress):
-        self.run, self.base, self.progress = run, base, progress
-        self.metrics = MetricsLog(run.folder / "metrics.jsonl")
-        self.curves: list[TensorBoardLog | WandbLog] = []
-        experiment = run.experiment
-        if experiment.tensorboard:
-            self.curves.append(TensorBoardLog(run.folder / "tensorboard"))
-        if experiment.wandb is not None:
-            self.curves.append(WandbLog(experiment.wandb, experiment.name, run.config, run.folder))
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.failures: dict[str, str] = {}
-        """Why a speaker's Submodel is not in the store."""
-        self._saves: list[Future] = []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._began = time.monotonic()
-
-    def looked(self, slot: int, running: Running, train_loss: float, grad_norm: float) -> None:
-        speaker = running.job.speaker.id
-        step, dev_loss = running.looks[-1]
-        line = {
-            "speaker": speaker,
-            "step": step,
-            "train_loss": train_loss,
-            "dev_loss": dev_loss,
-            "grad_norm": grad_norm,
-        }
-        self.metrics.write({"seconds": round(time.monotonic() - self._began, 2), "slot": slot} | line)
-        for curves in self.curves:
-            for name in ("train_loss", "dev_loss", "grad_norm"):
-                curves.scalar(f"{name}/{speaker}", line[name], step)
-        train = None if math.isnan(train_loss) else train_loss
-        self.progress.slot(slot, speaker, step, running.job.max_steps, train, dev_loss, running.best_loss)
-
-    def finished(self, slot: int, finished: Finished) -> None:
-        speaker = finished.job.speaker.id
-        self.jobs[speaker] = finished.facts()
-        stored = StoredSubmodel(
-            finished.submodel, self.run.experiment.submodel, speaker, self.base.fingerprint, finished.facts()
-        )
-        self._saves.append(self._pool.submit(self._save, stored))
-        change = f"dev loss {finished.base_dev_loss:.3f} -> {finished.dev_loss:.3f} at step {finished.best_step}"
-        self.progress.done(speaker, change, failed=not math.isfinite(finished.dev_loss))
-        self.progress.slot(slot, None, 0, 0, None, None, None)
-
-    def _save(self, stored: StoredSubmodel) -> None:
-        try:
-            self.run.store.save(stored)
-        except SpecializeError as error:
-            self.failures[stored.speaker] = str(error)
-            self.progress.note(f"not stored: {error}")
-
-    def close(self) -> None:
-        """Waits for the store."""
-        self._pool.shutdown(wait=True)
-        for save in self._saves:
-            save.result()
-        self.metrics.close()
-        for curves in self.curves:
-            curves.close()
-
-
-def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress | None = None) -> Run:
-    """Trains a Submodel for every speaker of the experiment's corpus and stores each on its own.
-
-    Args:
-        experiment: what to train.
-        overwrite: replace a run of the same name.
-        progress: where to show how it goes; None shows it on stderr.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        SpecializeError: the base, the corpus, the spec or the settings cannot be used; before any training.
-    """
-    began = time.monotonic()
-    base = load_base(experiment.base).with_context(experiment.context)
-    sites = find_sites(experiment.submodel, base.architecture, base.params)
-    start = None if experiment.start is None else load_start(experiment, base)
-    corpus = open_corpus(experiment.corpus, base)
-    mesh = speaker_mesh()
-    jobs = [Job(s, experiment.hyper, experiment.stop.max_steps) for s in queue_order(corpus.speakers)]
-    if not jobs:
-        raise ConfigError(f"No speaker of '{experiment.corpus.manifest}' is left to train. " + _reasons(corpus))
-    devices = mesh.devices.size
-    slots = min(experiment.cohort.slots, -(-len(jobs) // devices) * devices)
-    cohort = Cohort(
-        base.architecture,
-        experiment.submodel,
-        sites,
-        mesh,
-        slots,
-        start=start,
-        random=experiment.hyper.dropout > 0 or experiment.hyper.spec_augment > 0,
-        chunk=experiment.cohort.chunk,
-    )
-    schedule = Schedule(jobs, slots, experiment.stop, experiment.cohort.refill)
-    cut = Cut(experiment.cohort.batch, experiment.cohort.rows)
-    shapes = _shapes(jobs, slots, cut, experiment, corpus.sample_rate)
-    trainer = CohortTrainer(base, corpus, cohort, schedule, cut, *shapes)
-
-    run = Run.create(experiment, base=base.fingerprint, overwrite=overwrite)
-    write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
-    with progress or Progress() as shown:
-        shown.start(len(jobs), slots, experiment.name)
-        for problem in corpus.problems:
-            shown.note(f"left out: {problem}")
-        recorder = _Recorder(run, base, shown)
-        try:
-            trainer.run(recorder)
-        finally:
-            recorder.close()
-    seconds = time.monotonic() - began
-    summary = {
-        "submodels": len(recorder.jobs) - len(recorder.failures),
-        "parameters_each": size(cohort.anchor()),
-        "base_parameters": size(base.params),
-        "slots": slots,
-        "devices": [f"{d.platform}:{d.device_kind}" for d in mesh.devices.flat],
-        "seconds": round(seconds, 1),
-        "submodels_per_hour": round(len(recorder.jobs) / seconds * 3600, 1),
-        "padded_share": round(trainer.padding.share, 4),
-        "slots_busy": round(trainer.busy_slot_steps / max(trainer.slot_steps, 1), 4),
-        "not_stored": recorder.failures,
-        "jobs": recorder.jobs,
-    }
-    write_json(run.folder / "summary.json", summary)
-    if recorder.failures:
-        speaker, reason = next(iter(recorder.failures.items()))
-        raise StoreError(
-            f"{len(recorder.failures)} of {len(recorder.jobs)} Submodels could not be stored; the others are in "
-            f"'{run.folder}'. The first is that of '{speaker}': {reason}"
-        )
-    return run
-
-
-def _shapes(jobs: Sequence[Job], slots: int, cut: Cut, experiment: Experiment, rate: int) -> tuple[Shapes, Shapes]:
-    """Sizes of the training batches and of the dev batches, for audio of `rate` Hz."""
-    count, stop = experiment.cohort.shapes, experiment.stop
-    queue = [Assignment(job.speaker, job.seed, 0) for job in jobs]
-    compiling = _COMPILING_SECONDS * rate
-    looks = 1 + -(-stop.max_steps // stop.every)
-    return (
-        train_shapes(queue, slots, cut, stop.max_steps, count, compiling),
-        eval_shapes([job.speaker.dev for job in jobs], slots, cut.batch, looks, max(1, count // 2), compiling),
-    )
-
-
-def load_start(experiment: Experiment, base: Base) -> Submodel:
-    """The Submodel that every job starts from.
-
-    Raises:
-        ConfigError: it is of another kind, or goes to other places, than the experiment's.
-        FingerprintMismatch: it belongs to another base.
-    """
-    try:
-        stored = load_submodel(experiment.start, base=base.fingerprint)
-    except FingerprintMismatch as error:
-        raise FingerprintMismatch(
-            f"The start does not fit: {error} Begin without one (`--start None`), or give one of this base (`--start`)."
-        ) from None
-    if stored.spec != experiment.submodel:
-        raise ConfigError(
-            f"The start '{experiment.start}' is {stored.spec}, but the experiment trains {experiment.submodel}. "
-            "Give the experiment the same spec, or start from nothing."
-        )
-    return stored.submodel
-
-
-def _reasons(corpus: Corpus) -> str:
-    shown = [str(problem) for problem in corpus.problems[:5]]
-    return " ".join(shown) if shown else "The corpus has no speaker with the role, names and limit that were asked for."

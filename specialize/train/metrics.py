@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,70 @@ NOT_FINITE = "not_finite"
 _BLOCK = 1 << 16
 
 
-class MetricsLog:
-    """Appends flat records to a file, one JSON object a line, each on disk before `write` returns to its caller.
+class JsonLines:
+    """Appends records to a file, one JSON object a line, each handed to the system before `write` returns.
 
-    JSON has no NaN and no infinity: such a value is written as null, and the key `not_finite` of the same line says
-    what it was. `read_metrics` puts it back. A last line without its end, which a killed process leaves, is cut off
-    when the file is opened.
+    A last line without its end, which a killed process leaves, is cut off when the file is opened.
+
+    Args:
+        path: the file; made if it is not there.
+        size: cut the file to so many bytes first: what was written after a state that the run goes on from.
+
+    Raises:
+        SpecializeError: the file is shorter than `size`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, size: int | None = None):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        if size is None:
+            _cut_torn_line(path)
+        else:
+            there = path.stat().st_size if path.exists() else 0
+            if there < size:
+                raise SpecializeError(
+                    f"'{path}' has {there} bytes, but had {size} when the run was saved. Put it back, or begin anew "
+                    "with --overwrite."
+                )
+            if path.exists():
+                os.truncate(path, size)
+        self._file = path.open("a", encoding="utf-8", errors="surrogatepass")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record.
+
+        Args:
+            record: JSON data.
+
+        Raises:
+            ValueError: it is not JSON data.
+        """
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def size(self) -> int:
+        """Bytes that are on disk for good."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class MetricsLog(JsonLines):
+    """Appends flat records.
+
+    JSON has no NaN and no infinity: such a value is written as null, and the key `not_finite` of the same line says
+    what it was. `read_metrics` puts it back.
+    """
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record.
@@ -36,18 +88,7 @@ class MetricsLog:
         Raises:
             ValueError: a key is `not_finite`, or a value is none of these.
         """
-        self._file.write(json.dumps(_encode(record), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        self._file.close()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().write(_encode(record))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

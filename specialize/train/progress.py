@@ -54,7 +54,7 @@ class Progress:
         self._lock = threading.RLock()
         self._live: Live | None = None
         self._slots: list[_Slot] = []
-        self._jobs = self._finished = self._failed = self._finished_steps = 0
+        self._jobs = self._before = self._finished = self._failed = self._finished_steps = 0
         self._title = ""
         self._began = self._last_line = clock()
         self._closed = True
@@ -65,11 +65,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, jobs: int, slots: int, title: str) -> None:
-        """Begins to show a run of so many jobs in so many slots; its time counts from here."""
+    def start(self, jobs: int, slots: int, title: str, ended: int = 0) -> None:
+        """Begins to show a run of so many jobs in so many slots; `ended` did so before. Its time counts from here."""
         self.close()
         with self._lock:
-            self._jobs, self._title = jobs, _printable(title)
+            self._jobs, self._before, self._title = jobs, ended, _printable(title)
             self._finished = self._failed = self._finished_steps = 0
             self._slots = [_Slot() for _ in range(slots)]
             self._began = self._last_line = self._clock()
@@ -113,7 +113,7 @@ class Progress:
             self._failed += failed
             name = _printable(speaker)
             self._finished_steps += next((slot.step for slot in self._slots if slot.speaker == name), 0)
-        self.note(f"{'failed' if failed else 'done'} {self._finished}/{self._jobs} {speaker}: {summary}")
+        self.note(f"{'failed' if failed else 'done'} {self._before + self._finished}/{self._jobs} {speaker}: {summary}")
 
     def note(self, text: str) -> None:
         """Prints a line, above the table where there is one."""
@@ -130,7 +130,7 @@ class Progress:
             self._live = None
         seconds = self._clock() - self._began
         self._print(
-            f"{self._title}: {self._finished} of {self._jobs} jobs ended, {self._failed} failed, "
+            f"{self._title}: {self._before + self._finished} of {self._jobs} jobs ended, {self._failed} failed, "
             f"in {_duration(seconds)}"
         )
 
@@ -164,7 +164,8 @@ class Progress:
     def line(self) -> str:
         """The state of the run in one line."""
         with self._lock:
-            counts = f"{self._finished}/{self._jobs} done, {self._running()} running, {self._queued()} queued"
+            done = self._before + self._finished
+            counts = f"{done}/{self._jobs} done, {self._running()} running, {self._queued()} queued"
             if self._failed:
                 counts += f", {self._failed} failed"
             parts = [counts, f"{sum(slot.total for slot in self._slots)} slot steps"]
@@ -181,7 +182,7 @@ class Progress:
     def render(self) -> RenderableType:
         """What a terminal shows now."""
         with self._lock:
-            bar = ProgressBar(total=max(self._jobs, 1), completed=self._finished, width=40)
+            bar = ProgressBar(total=max(self._jobs, 1), completed=self._before + self._finished, width=40)
             head = Table.grid(padding=(0, 1))
             head.add_row(Text(self._title, style="bold"), bar)
             body = self._lines() if len(self._slots) <= DETAILED_SLOTS else self._cells()
@@ -222,7 +223,7 @@ class Progress:
         return sum(slot.speaker is not None for slot in self._slots)
 
     def _queued(self) -> int:
-        return max(self._jobs - self._finished - self._running(), 0)
+        return max(self._jobs - self._before - self._finished - self._running(), 0)
 
     def _print(self, text: str) -> None:
         self._last_line = self._clock()

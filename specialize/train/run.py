@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from specialize.errors import ConfigError
 from specialize.submodel import SubmodelStore
 from specialize.train.experiment import Experiment, from_json, to_json
 
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_HARMLESS = ("tensorboard", "wandb", "save_seconds", "corpus.cache", "runs")
+"""Fields that change nothing of what comes of a run, so that it may go on with others."""
+
 
 class Run:
     """The folder of a run.
 
-    `config.json` (the experiment, its versions), `submodels/<speaker>/`, `metrics.jsonl`, `problems.json`
-    (what was left out of the corpus, and why) and `summary.json` (what came of each job). `specialize evaluate` adds
-    `results.json`, `transcripts.jsonl` and `report.html`.
+    `config.json` (the experiment, its versions), `submodels/<speaker>/`, `jobs.jsonl` (what came of each job),
+    `metrics.jsonl`, `problems.json` (what was left out of the corpus, and why), `state/` (to go on from, while it has
+    not ended) and, when it has, `summary.json`. `specialize evaluate` adds `results.json`, `transcripts.jsonl` and
+    `report.html`.
     """
 
     def __init__(self, folder: Path):
@@ -31,37 +37,58 @@ class Run:
         self.store = SubmodelStore(self.folder / "submodels")
 
     @classmethod
-    def create(cls, experiment: Experiment, *, base: str, overwrite: bool = False) -> "Run":
-        """Makes the folder of a new run.
+    def begin(cls, experiment: Experiment, *, base: str, corpus: str, overwrite: bool = False) -> "Run":
+        """Opens the run of this name to go on with it, or makes its folder.
 
         Args:
             experiment: what is to run.
             base: fingerprint of its base.
+            corpus: fingerprint of its data.
             overwrite: delete a run that is there.
 
         Raises:
-            ConfigError: something is there already.
+            ConfigError: the run there has ended, or was of another experiment, base or corpus; or something else is
+                there.
         """
         folder = experiment.folder
-        if folder.exists() and any(folder.iterdir()):
-            if not overwrite:
-                raise ConfigError(
-                    f"'{folder}' is there already. Give the new run another --name, or replace it with --overwrite."
-                )
-            if not (folder / "config.json").is_file():
-                raise ConfigError(f"'{folder}' is there and is not a run; not overwritten.")
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         config = {
             "experiment": to_json(experiment),
             "base": base,
+            "corpus": corpus,
             "versions": {"specialize": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in packages},
+            | {name: version(name) for name in _PACKAGES},
             "command": sys.argv,
         }
+        if folder.exists() and any(folder.iterdir()):
+            if not (folder / "config.json").is_file():
+                if overwrite:
+                    raise ConfigError(f"'{folder}' is there and is not a run; not overwritten.")
+                raise ConfigError(f"'{folder}' is there and is not a run. Give the run another --name.")
+            if not overwrite:
+                run = cls(folder)
+                run._check_same(config)
+                return run
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
         return cls(folder)
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        remedy = "Give the new run another --name, or replace this one with --overwrite."
+        if (self.folder / "summary.json").is_file():
+            raise ConfigError(f"The run '{self.folder}' is there already, and has ended. {remedy}")
+        now = {key: config.get(key) for key in ("experiment", "base", "corpus")}
+        changed = [
+            f"{name.removeprefix('experiment.')}: {old!r} -> {new!r}"
+            for name, old, new in _differences({key: self.config.get(key) for key in now}, now)
+            if name.removeprefix("experiment.") not in _HARMLESS
+        ]
+        if changed:
+            listed = "\n  ".join(changed)
+            raise ConfigError(
+                f"The run '{self.folder}' has begun with another configuration, and would not go on as it was:\n"
+                f"  {listed}\nUndo the change to go on. {remedy}"
+            )
 
     @property
     def base(self) -> str:
@@ -72,6 +99,15 @@ class Run:
         """JSON data of a file of the run; None if it has not been written."""
         path = self.folder / name
         return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, old, new) of every leaf of two JSON trees that is not the same."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield name, old, new
 
 
 def write_json(path: Path, data: Any) -> None:

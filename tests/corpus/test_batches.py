@@ -17,6 +17,7 @@ from specialize.corpus import (
     cohort_batches,
     eval_batches,
     eval_shapes,
+    need,
     open_corpus,
     queue_order,
     train_shapes,
@@ -36,11 +37,15 @@ def corpus(tmp_path_factory):
 
 
 def assignments(corpus, step=0):
-    return [Assignment(speaker, 7 + place, step) for place, speaker in enumerate(corpus.speakers)]
+    return [Assignment(speaker.train, 7 + place, step) for place, speaker in enumerate(corpus.speakers)]
+
+
+def longest(corpus):
+    return need(u for speaker in corpus.speakers for u in (*speaker.train, *speaker.dev, *speaker.test))
 
 
 def shapes(corpus, slots=5):
-    return train_shapes(assignments(corpus), slots, CUT, 12, 4)
+    return train_shapes(assignments(corpus), longest(corpus), slots, CUT, 12, 4)
 
 
 def contents(part, slot):
@@ -131,7 +136,7 @@ def test_a_batch_must_be_cut_evenly():
 
 def test_eval_batches_hold_every_utterance_once(corpus):
     sets = [speaker.dev + speaker.test for speaker in corpus.speakers]
-    batches = eval_batches(corpus, [*sets, ()], 3, eval_shapes(sets, 6, 3, 1, 2))
+    batches = eval_batches(corpus, [*sets, ()], 3, eval_shapes(sets, longest(corpus), 6, 3, 2))
     for slot, utterances in enumerate([*sets, ()]):
         rows = [row for batch in batches for row in contents(batch, slot)]
         assert sorted(rows) == sorted((corpus.audio(u).tobytes(), list(u.labels)) for u in utterances)
@@ -148,11 +153,11 @@ def test_sizes_hold_everything_and_are_no_more_than_asked():
         chosen = Shapes.choose(needs, count, biggest)
         assert 1 <= len(chosen.sizes) <= count
         assert list(chosen.sizes) == sorted(chosen.sizes)
-        for need in (*needs, biggest):
-            fitted = chosen.fit(need)
-            assert fitted.samples >= need.samples
-            assert fitted.labels >= need.labels
-        costs.append(sum(chosen.fit(need).samples for need in needs))
+        for needed in (*needs, biggest):
+            fitted = chosen.fit(needed)
+            assert fitted.samples >= needed.samples
+            assert fitted.labels >= needed.labels
+        costs.append(sum(chosen.fit(needed).samples for needed in needs))
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < 0.7 * costs[0]
     with pytest.raises(ValueError, match="more than the largest size"):
@@ -180,7 +185,7 @@ def test_short_jobs_get_few_sizes(corpus):
     queue = assignments(corpus)
 
     def count(steps, program):
-        return len(train_shapes(queue, 5, CUT, steps, 8, program).sizes)
+        return len(train_shapes(queue, longest(corpus), 5, CUT, steps, 8, program).sizes)
 
     assert count(24, 0) > 2
     assert count(1, 1e9) == 1
@@ -194,16 +199,13 @@ def test_little_of_speechocean_is_padding(shared, tmp_path_factory, slots):
     cache = tmp_path_factory.mktemp("speechocean")
     manifest = shared / "corpora/speechocean762/manifest.jsonl"
     corpus = open_corpus(CorpusConfig(manifest=manifest, role="personal", cache=cache))
-    queue = [Assignment(speaker, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
-    sizes = train_shapes(queue, slots, CUT, 30, 8, program=120 * corpus.sample_rate)
+    queue = [Assignment(speaker.train, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
+    sizes = train_shapes(queue, longest(corpus), slots, CUT, 30, 8, program=120 * corpus.sample_rate)
     real = computed = 0
     for at in range(0, len(queue), slots):
         wave = queue[at : at + slots]
         for step in range(24):
-            rows = [
-                [a.speaker.train[i] for i in Order(tuple(u.samples for u in a.speaker.train), 4, a.seed).rows(step)]
-                for a in wave
-            ]
+            rows = [[a.train[i] for i in Order(tuple(u.samples for u in a.train), 4, a.seed).rows(step)] for a in wave]
             for part in CUT.parts(rows):
                 samples = [u.samples for of_slot in part for u in of_slot]
                 real += sum(samples)

@@ -51,10 +51,20 @@ class Results:
     jobs: list[Finished] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)
     looks: list[tuple[int, str, float]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def looked(self, slot: int, running: Any, train_loss: float, grad_norm: float) -> None:
         del grad_norm
         self.looks.append((slot, running.job.speaker.id, train_loss))
+
+    def fault(self, reason: str) -> None:
+        self.faults.append(reason)
+
+    def saves(self) -> bool:
+        return False
+
+    def save(self, state: Any, progress: Any) -> None:
+        raise AssertionError
 
     def finished(self, slot: int, finished: Finished) -> None:
         self.jobs.append(finished)
@@ -88,4 +98,4 @@ def train_jobs(
 
 def assignments(corpus: Corpus) -> list[Assignment]:
     """Everybody's first step."""
-    return [Assignment(speaker, 0, 0) for speaker in corpus.speakers]
+    return [Assignment(speaker.train, 0, 0) for speaker in corpus.speakers]

@@ -1,0 +1,290 @@
+"""What a run keeps of its jobs: metrics, the Submodels that are chosen, and states to go on from."""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from specialize.base import Base
+from specialize.errors import Preempted, SpecializeError, StoreError
+from specialize.submodel import Kind, StoredSubmodel, SubmodelStore
+from specialize.train.loop import Finished, Totals
+from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, WandbLog
+from specialize.train.progress import Progress
+from specialize.train.run import Run
+from specialize.train.schedule import Running
+from specialize.train.state import StateFolder
+from specialize.train.step import CohortState
+
+JOBS = "jobs.jsonl"
+CANDIDATES = "candidates"
+"""Folder of a run for the Submodels of a grid of which one point is to be chosen for all."""
+
+
+class Recorder:
+    """Listens to the trainers of a run. The store is written in the background.
+
+    A state is saved only when every Submodel that was finished before it is in the store, so that a run that goes on
+    from it lacks none. Submodels that cannot be written are tried again at each save and at the end.
+
+    Args:
+        run: to record.
+        base: of its Submodels.
+        progress: shows what happens.
+        states: where states are saved.
+        stopped: whether the run was asked to stop: it is then saved, and Preempted is raised.
+        resume: what `save` wrote beside the trainer's progress, to go on from; None begins.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        base: Base,
+        progress: Progress,
+        states: StateFolder,
+        stopped: Callable[[], bool],
+        resume: dict[str, Any] | None = None,
+    ):
+        self.run, self.base, self.progress, self.states = run, base, progress, states
+        self.program = 0
+        """Which program of a grid is trained."""
+        self.spec: Kind = run.experiment.submodel
+        """What it trains."""
+        self._stopped = stopped
+        resume = resume or {}
+        run.store.clear_unfinished()
+        self._metrics = MetricsLog(run.folder / "metrics.jsonl", resume.get("metrics", 0))
+        self._jobs = JsonLines(run.folder / JOBS, resume.get("jobs", 0))
+        self.totals = Totals(**resume.get("totals", {}))
+        """Of the programs that have ended."""
+        self._before = float(resume.get("seconds", 0.0))
+        self._choice = _Choice(run.experiment.select == "pooled" and bool(run.experiment.grid))
+        self.quarantined: dict[str, str] = {}
+        """{job: why}."""
+        self.ended = 0
+        """Jobs that have ended."""
+        for job in read_jobs(run):
+            self._note(job["speaker"], job["point"], job["dev_loss"], job["quarantined"])
+        self.failures: dict[str, str] = {}
+        """Why a finished Submodel is not in the store."""
+        self._curves: list[TensorBoardLog | WandbLog] = []
+        experiment = run.experiment
+        if experiment.tensorboard:
+            self._curves.append(TensorBoardLog(run.folder / "tensorboard"))
+        if experiment.wandb is not None:
+            self._curves.append(WandbLog(experiment.wandb, experiment.name, run.config, run.folder))
+        for folder in (run.folder / CANDIDATES).glob("*"):
+            SubmodelStore(folder).clear_unfinished()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._saves: dict[tuple[str, int], tuple[StoredSubmodel, Future[None]]] = {}
+        self._began = self._last_save = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, in all its sittings."""
+        return self._before + time.monotonic() - self._began
+
+    def looked(self, slot: int, running: Running, train_loss: float, grad_norm: float) -> None:
+        """Writes a line of metrics, and shows the slot."""
+        speaker, point = running.job.speaker.id, running.job.point
+        step, dev_loss = running.looks[-1]
+        values = {"train_loss": train_loss, "dev_loss": dev_loss, "grad_norm": grad_norm}
+        where = {"seconds": round(self.seconds, 2), "slot": slot, "speaker": speaker, "point": point, "step": step}
+        self._metrics.write(where | values)
+        name = job_name(speaker, point, bool(self.run.experiment.grid))
+        for curves in self._curves:
+            for key, value in values.items():
+                curves.scalar(f"{key}/{name}", value, step)
+        train = None if math.isnan(train_loss) else train_loss
+        self.progress.slot(slot, name, step, running.job.max_steps, train, dev_loss, running.best_loss)
+
+    def finished(self, slot: int, finished: Finished) -> None:
+        """Chooses between the jobs of a speaker, stores, and shows."""
+        speaker, point = finished.job.speaker.id, finished.job.point
+        quarantined = (finished.ended or "no reason") if finished.quarantined else None
+        kept = self._note(speaker, point, finished.dev_loss, quarantined)
+        self._jobs.write(
+            {"speaker": speaker, "point": point, "quarantined": quarantined, "spec": str(self.spec)} | finished.facts()
+        )
+        name = job_name(speaker, point, bool(self.run.experiment.grid))
+        if quarantined:
+            self.progress.done(name, f"quarantined: {quarantined}", failed=True)
+        else:
+            change = f"dev loss {finished.base_dev_loss:.3f} -> {finished.dev_loss:.3f} at step {finished.best_step}"
+            served = "" if finished.helps else "; the base is no worse, and serves"
+            self.progress.done(name, change + served + (f"; {finished.ended}" if finished.ended else ""))
+        if kept:
+            stored = StoredSubmodel(finished.submodel, self.spec, speaker, self.base.fingerprint, finished.facts())
+            self._store(stored, point)
+        self.progress.slot(slot, None, 0, 0, None, None, None)
+
+    def fault(self, reason: str) -> None:
+        """Shows it."""
+        self.progress.note(f"cannot be read: {reason}")
+
+    def saves(self) -> bool:
+        """Whether it is time, or the run is to stop."""
+        return self._stopped() or time.monotonic() - self._last_save >= self.run.experiment.save_seconds
+
+    def save(self, state: CohortState, progress: dict[str, Any]) -> None:
+        """Saves a state; what fails is told, and the run goes on.
+
+        Raises:
+            Preempted: the run was asked to stop.
+        """
+        self._last_save = time.monotonic()
+        saved = False
+        try:
+            self.settle()
+            if self.failures:
+                raise StoreError(f"not while {len(self.failures)} Submodels cannot be written")
+            beside = {
+                "program": self.program,
+                "metrics": self._metrics.size(),
+                "jobs": self._jobs.size(),
+                "seconds": self.seconds,
+                "totals": dataclasses.asdict(self.totals),
+            }
+            self.states.save(state, {"run": beside, "trainer": progress})
+            if self._stopped():
+                self.states.wait()
+            saved = True
+        except (StoreError, OSError) as error:
+            self.progress.note(f"state not saved: {error}. The run goes on; the state before stays.")
+        if self._stopped():
+            raise Preempted(
+                f"The run '{self.run.folder}' was asked to stop, and "
+                f"{'its state is saved' if saved else 'its state could not be saved, but the one before it is kept'}. "
+                "The same command goes on with it."
+            )
+
+    def settle(self) -> None:
+        """Waits for the store, trying once more what it could not write before."""
+        for key, (stored, future) in list(self._saves.items()):
+            if future.done() and future.exception() is not None:
+                self._saves[key] = (stored, self._pool.submit(self._write, *key, stored))
+        self.failures = {}
+        for key, (stored, future) in list(self._saves.items()):
+            error = future.exception()
+            if error is None:
+                del self._saves[key]
+            elif isinstance(error, SpecializeError):
+                self.failures[stored.speaker] = str(error)
+                self.progress.note(f"not stored: {error}")
+            else:
+                raise error
+
+    def means(self) -> dict[int, tuple[float, int]]:
+        """{point of the grid: (mean dev loss, number of speakers)}."""
+        return self._choice.means()
+
+    def choose(self) -> dict[int, int]:
+        """Leaves in the store what was chosen of a grid; returns {point: number of Submodels chosen of it}.
+
+        Raises:
+            StoreError: the file system refused.
+        """
+        chosen = self._choice.chosen()
+        candidates = self.run.folder / CANDIDATES
+        if candidates.is_dir():
+            (point,) = set(chosen.values()) or {0}
+            try:
+                if (candidates / str(point)).is_dir():
+                    shutil.rmtree(self.run.store.folder, ignore_errors=True)
+                    (candidates / str(point)).rename(Path(str(self.run.store.folder)))
+                shutil.rmtree(candidates)
+            except OSError as error:
+                raise StoreError(f"The chosen Submodels in '{candidates}' could not be moved: {error}") from error
+        counts: dict[int, int] = {}
+        for point in chosen.values():
+            counts[point] = counts.get(point, 0) + 1
+        return counts
+
+    def close(self) -> None:
+        """Closes files."""
+        self._pool.shutdown(wait=True)
+        self._metrics.close()
+        self._jobs.close()
+        for curves in self._curves:
+            curves.close()
+
+    def _note(self, speaker: str, point: int, dev_loss: float | None, quarantined: str | None) -> bool:
+        self.ended += 1
+        if quarantined is not None:
+            self.quarantined[job_name(speaker, point, bool(self.run.experiment.grid))] = quarantined
+            dev_loss = None
+        return self._choice.offer(speaker, point, dev_loss)
+
+    def _store(self, stored: StoredSubmodel, point: int) -> None:
+        self._saves = {
+            key: save for key, save in self._saves.items() if not save[1].done() or save[1].exception() is not None
+        }
+        key = (stored.speaker, point if self._choice.pooled else 0)
+        self._saves[key] = (stored, self._pool.submit(self._write, *key, stored))
+
+    def _write(self, speaker: str, point: int, stored: StoredSubmodel) -> None:
+        store = self.run.store
+        if self._choice.pooled:
+            store = SubmodelStore(self.run.folder / CANDIDATES / str(point))
+        # A run that goes on after a kill writes some again, with the same bits.
+        store.save(stored, overwrite=speaker in store)
+
+
+class _Choice:
+    """Which of its jobs a speaker's Submodel comes from.
+
+    Args:
+        pooled: one point of the grid for all speakers, that with the least mean dev loss, and not one for each.
+    """
+
+    def __init__(self, pooled: bool):
+        self.pooled = pooled
+        self._best: dict[str, tuple[float, int]] = {}
+        self._losses: dict[int, dict[str, float]] = {}
+
+    def offer(self, speaker: str, point: int, dev_loss: float | None) -> bool:
+        """Takes the result of a job, None for one in quarantine; returns whether it is to be kept for now."""
+        if dev_loss is None:
+            return False
+        self._losses.setdefault(point, {})[speaker] = dev_loss
+        best = self._best.get(speaker)
+        if best is None or (dev_loss, point) < best:
+            self._best[speaker] = (dev_loss, point)
+            return True
+        return self.pooled
+
+    def chosen(self) -> dict[str, int]:
+        """{speaker: point}."""
+        if not self.pooled:
+            return {speaker: point for speaker, (_, point) in self._best.items()}
+        if not self._losses:
+            return {}
+        most = max(map(len, self._losses.values()))
+        # A point that lost speakers to quarantine cannot win by what it did not finish.
+        means = {p: sum(of.values()) / len(of) for p, of in self._losses.items() if len(of) == most}
+        point = min(means, key=lambda p: (means[p], p))
+        return dict.fromkeys(self._losses[point], point)
+
+    def means(self) -> dict[int, tuple[float, int]]:
+        """{point: (mean dev loss, number of speakers)}."""
+        return {point: (sum(of.values()) / len(of), len(of)) for point, of in sorted(self._losses.items())}
+
+
+def job_name(speaker: str, point: int, grid: bool) -> str:
+    """How a job is called where people read it."""
+    return f"{speaker} #{point}" if grid else speaker
+
+
+def read_jobs(run: Run) -> list[dict[str, Any]]:
+    """What came of each job that has ended, in the order of their ends."""
+    path = run.folder / JOBS
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="surrogatepass")
+    # Not splitlines: a speaker's id may hold other characters that it takes for the end of a line.
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]

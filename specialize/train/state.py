@@ -1,0 +1,136 @@
+"""What a run needs to go on after it was killed: the cohort on its devices, and where the schedule is."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from specialize.errors import StoreError
+from specialize.train.step import CohortState
+
+FORMAT = 1
+"""Version of what is saved."""
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One state that was saved whole."""
+
+    number: int
+    progress: dict[str, Any]
+    """JSON data that was saved with it."""
+
+
+class StateFolder:
+    """Saves a run's state now and then, in the background, and keeps the last two.
+
+    Orbax writes beside and renames, so a save that is killed, or for which there is no space, leaves the states before
+    it as they were.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder).absolute()
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+        self._pending: Any = None
+        self._checkpointer = self._open()
+        self._next = 1 + max((c.step for c in self._checkpointer.checkpoints), default=0)
+
+    def latest(self) -> Saved | None:
+        """The last state that is whole; None before the first.
+
+        Raises:
+            StoreError: it is of a later version.
+        """
+        checkpoint = self._checkpointer.latest
+        if checkpoint is None:
+            return None
+        data: Any = self._checkpointer.metadata(checkpoint).custom_metadata
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise StoreError(
+                f"The state in '{self.folder}' is of another version of specialize. Go on with that version, or "
+                "begin anew with --overwrite."
+            )
+        return Saved(checkpoint.step, data["progress"])
+
+    def load(self, saved: Saved, like: CohortState) -> CohortState:
+        """The cohort of a saved state, laid out as `like` is.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _tree(like))
+        try:
+            tree: Any = self._checkpointer.load(saved.number, shapes)
+        except Exception as error:  # Orbax raises many types.
+            raise StoreError(
+                f"State {saved.number} in '{self.folder}' cannot be read: {error}. Remove its folder to go on from the "
+                "state before, or begin anew with --overwrite."
+            ) from error
+        moments = like.moments._replace(**tree["moments"])
+        return CohortState(tree["submodel"], moments, tree["step"], tree["skipped"], tree["best"])
+
+    def save(self, state: CohortState, progress: dict[str, Any]) -> None:
+        """Begins to save; the arrays are copied before this returns, and the caller may donate them.
+
+        Raises:
+            StoreError: the save before this one failed, or this one cannot begin.
+        """
+        self.wait()
+        number, self._next = self._next, self._next + 1
+        progress = json.loads(
+            json.dumps(progress, allow_nan=False)
+        )  # it is written later, when the caller's has changed
+        try:
+            self._pending = self._checkpointer.save_async(
+                number, self._copy(_tree(state)), custom_metadata={"format": FORMAT, "progress": progress}
+            )
+        except Exception as error:  # Orbax raises many types.
+            self._reopen()
+            raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
+
+    def wait(self) -> None:
+        """Waits for the save that is under way.
+
+        Raises:
+            StoreError: it failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:  # Orbax raises many types.
+            self._reopen()
+            raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
+
+    def close(self) -> None:
+        """Waits, and gives up what is held. Raises StoreError as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _open(self) -> Any:
+        newest: Any = ocp.training.preservation_policies.LatestN(_KEPT)
+        return ocp.training.Checkpointer(
+            str(self.folder),
+            preservation_policy=newest,
+            cleanup_tmp_directories=True,
+        )
+
+    def _reopen(self) -> None:
+        """A checkpointer whose save failed raises the same error at every later one."""
+        with contextlib.suppress(Exception):  # the failure that was just reported
+            self._checkpointer.close()
+        self._checkpointer = self._open()
+
+
+def _tree(state: CohortState) -> dict[str, Any]:
+    """Plain dicts, whose names the file shows; an absent part would fail to load."""
+    return state._asdict() | {"moments": state.moments._asdict()}
