@@ -116,7 +116,8 @@ def _choose_kind(words: list[str], experiment: Any) -> tuple[list[str], Any]:
 
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker: `specialize train experiments/FILE.py [--field value …]`."""
-    from specialize.train import Experiment
+    from specialize.describe import describe_plan
+    from specialize.train import Experiment, plan
     from specialize.train import train as run_training
 
     if not words or words[0].startswith("-"):
@@ -131,6 +132,8 @@ def train(words: list[str]) -> None:
         experiment: Annotated[Experiment, tyro.conf.arg(name="")]
         overwrite: bool = False
         """Replace the run of this name, if there is one."""
+        dry_run: bool = False
+        """Say what the run would need: memory of each device, parameters, slots that fit, time. Trains nothing."""
 
     command = tyro.cli(
         Train,
@@ -141,6 +144,10 @@ def train(words: list[str]) -> None:
         "`--submodel.kind` chooses another kind of Submodel (residual-adapter, lora, bias-only, layer-norm-only, "
         "full-weights); its own flags follow from it.",
     )
+    if command.dry_run:
+        for line in describe_plan(plan(command.experiment)):
+            print(line, flush=True)
+        return
     run = run_training(command.experiment, overwrite=command.overwrite)
     summary = run.read("summary.json")
     print(

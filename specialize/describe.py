@@ -8,11 +8,13 @@ from typing import Any
 import jax
 
 from specialize.base import Base, load_base
+from specialize.corpus import Shapes
 from specialize.errors import ConfigError
 from specialize.submodel import KINDS, StoredSubmodel, find_sites, init_submodel, load_submodel, sites, size
 from specialize.submodel.kinds import kind_name
 from specialize.submodel.sites import summarise
-from specialize.train import Run
+from specialize.train import Plan, Run
+from specialize.train.estimate import gigabytes
 
 _LISTED = 12
 
@@ -148,6 +150,48 @@ def _run(run: Run) -> Iterator[str]:
         pooled = results["pooled"]
         if pooled["base_wer"] is not None:
             yield f"  test WER       {pooled['base_wer']:.1%} -> {pooled['wer']:.1%} over {pooled['speakers']} speakers"
+
+
+def describe_plan(planned: Plan) -> Iterator[str]:
+    """What a run would need: memory, parameters, slots that fit, time. Measures, but trains nothing."""
+    experiment, devices, memory = planned.experiment, planned.mesh.devices, planned.memory
+    one = devices.flat[0]
+    whole = size(planned.base.params)
+    has = "does not say its memory" if memory is None else f"{gigabytes(memory)} each"
+    yield f"{experiment.name}: {sum(len(program.jobs) for program in planned.programs)} jobs, nothing of it run"
+    yield f"  devices        {devices.size} x {one.platform} {one.device_kind}, {has}"
+    yield f"  base           {experiment.base}: {whole:,} parameters, {gigabytes(4 * whole)} on each device"
+    yield f"  left out       {len(planned.corpus.problems)} (`specialize corpus` lists them)"
+    for program in planned.programs:
+        yield f"  {program.spec}"
+        layout = planned.layout(program, measure=True)
+        each = size(planned.cohort(program, layout).anchor())
+        yield f"    jobs         {len(program.jobs)}, of at most {experiment.stop.max_steps} steps"
+        yield f"    parameters   {each:,} each ({each / whole:.2%} of the base), {gigabytes(4 * each)}"
+        together = "all" if layout.chunk == 0 else str(layout.chunk)
+        yield f"    slots        {layout.slots}; of those of a device, {together} are computed together"
+        yield f"    memory       {gigabytes(layout.needed or 0)} of each device"
+        if memory is not None:
+            local = layout.slots // devices.size
+            yield f"    fits         {planned.fitting(program, local) * devices.size} slots"
+        of_training, of_dev = planned.shapes(program, layout.slots)
+        rate = planned.corpus.sample_rate
+        yield f"    sizes        training parts of {_seconds(of_training, rate)}"
+        yield f"                 dev batches of {_seconds(of_dev, rate)}"
+        computed, real = planned.foreseen(program, layout.slots)
+        yield f"    padding      {1 - real / computed:.1%} of the audio"
+        seconds = computed * planned.seconds_of_sample(program, layout)
+        yield f"    time         about {_duration(seconds)} of steps if no job stops early, then compiling and dev sets"
+
+
+def _seconds(shapes: Shapes, rate: int) -> str:
+    return ", ".join(f"{size.samples / rate:.1f}" for size in shapes.sizes) + " s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _round(value: Any) -> Any:

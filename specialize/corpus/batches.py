@@ -254,6 +254,22 @@ def eval_shapes(
     return Shapes.choose(foreseen, count, longest, program / (stands_for * slots * batch))
 
 
+def computed_samples(
+    queue: Sequence[Assignment], shapes: Shapes, slots: int, cut: Cut, steps: int
+) -> tuple[float, float]:
+    """Samples with padding, and without, of all steps of a queue that is dealt out in waves of S slots."""
+    computed = real = 0
+    steps_seen = min(steps, _FORESEEN_STEPS)
+    for at in range(0, len(queue), slots):
+        wave = [(a, _order(a, cut)) for a in queue[at : at + slots]]
+        for step in range(steps_seen):
+            for part in cut.parts([[a.train[i] for i in order.rows(step)] for a, order in wave]):
+                utterances = [u for of_slot in part for u in of_slot]
+                computed += slots * cut.rows * shapes.fit(need(utterances)).samples
+                real += sum(u.samples for u in utterances)
+    return computed * steps / steps_seen, real * steps / steps_seen
+
+
 def need(utterances: Iterable[Utterance]) -> Size:
     """The least size that holds these utterances."""
     return largest(Size(utterance.samples, len(utterance.labels)) for utterance in utterances)

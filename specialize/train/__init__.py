@@ -3,7 +3,7 @@
 from specialize.train.experiment import CohortConfig, Experiment
 from specialize.train.jobs import HyperParameters, Job
 from specialize.train.loop import CohortTrainer, Finished
-from specialize.train.programs import plan, train
+from specialize.train.programs import Plan, plan, train
 from specialize.train.run import Run
 from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort
@@ -16,6 +16,7 @@ __all__ = [
     "Finished",
     "HyperParameters",
     "Job",
+    "Plan",
     "Run",
     "Schedule",
     "Stopping",

@@ -19,8 +19,9 @@ from specialize.train.schedule import Stopping
 class CohortConfig:
     """How many jobs share the compiled step, and on how much data each steps."""
 
-    slots: int = 16
-    """S, jobs trained at the same time; a multiple of the number of devices. More speakers than slots queue."""
+    slots: int | Literal["auto"] = 16
+    """S, jobs trained at the same time; a multiple of the number of devices. More jobs than slots queue. `auto` takes
+    as many as fit into memory."""
     batch: int = 4
     """B, utterances of each speaker in a step."""
     rows: int = 2
@@ -30,13 +31,15 @@ class CohortConfig:
     """Whether a free slot takes the next job at once or waits until all are free."""
     shapes: int = 8
     """Sizes that training batches are padded to, at most. More leave less padding, and each takes a compilation."""
-    chunk: int = 0
-    """Slots of a device that are computed together; 0 is all. Try 8 on a CPU with many slots."""
+    chunk: int | Literal["auto"] = "auto"
+    """Slots of a device that are computed together; 0 is all. `auto` measures the first time, and keeps what is faster
+    on this machine. Results are the same to float tolerance, not bit for bit."""
 
     def __post_init__(self):
         for name, least in (("slots", 1), ("batch", 1), ("rows", 1), ("shapes", 1), ("chunk", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"cohort.{name}={getattr(self, name)}, but it must be at least {least}.")
+            value = getattr(self, name)
+            if value != "auto" and value < least:
+                raise ConfigError(f"cohort.{name}={value}, but it must be at least {least}.")
         if self.batch % self.rows:
             raise ConfigError(f"cohort.rows={self.rows}, but it must divide cohort.batch={self.batch}.")
 

@@ -9,13 +9,35 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from specialize.base import Base, load_base
-from specialize.corpus import Corpus, Cut, Shapes, eval_shapes, need, open_corpus, queue_order, train_shapes
+from specialize.corpus import (
+    Corpus,
+    Cut,
+    Shapes,
+    computed_samples,
+    eval_shapes,
+    need,
+    open_corpus,
+    queue_order,
+    train_shapes,
+)
 from specialize.errors import ConfigError, FingerprintMismatch, StoreError
 from specialize.submodel import Kind, Submodel, find_sites, load_submodel, size
 from specialize.submodel.bank import check_slots, speaker_mesh
+from specialize.train.estimate import (
+    FEW_SLOTS,
+    Layout,
+    Workload,
+    choose_layout,
+    device_memory,
+    fits,
+    gigabytes,
+    seconds_of_part,
+    slots_that_fit,
+)
 from specialize.train.experiment import Experiment, to_json
 from specialize.train.jobs import HyperParameters, Jobs, parse_grid
 from specialize.train.loop import CohortTrainer
@@ -23,7 +45,7 @@ from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
 from specialize.train.run import Run, write_json
 from specialize.train.schedule import Schedule
-from specialize.train.state import StateFolder
+from specialize.train.state import Saved, StateFolder
 from specialize.train.step import Cohort
 
 _COMPILING_SECONDS = 120.0
@@ -40,7 +62,6 @@ class Program:
 
     spec: Kind
     jobs: Jobs
-    slots: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class Plan:
         """How batches are cut into parts."""
         return Cut(self.experiment.cohort.batch, self.experiment.cohort.rows)
 
-    def cohort(self, program: Program) -> Cohort:
+    def cohort(self, program: Program, layout: Layout) -> Cohort:
         """The compiled functions of a program; nothing is compiled yet."""
         points = program.jobs.points
         return Cohort(
@@ -69,15 +90,15 @@ class Plan:
             program.spec,
             find_sites(program.spec, self.base.architecture, self.base.params),
             self.mesh,
-            program.slots,
+            layout.slots,
             start=self.start,
             random=any(p.dropout > 0 or p.spec_augment > 0 for p in points),
-            chunk=self.experiment.cohort.chunk,
+            chunk=layout.chunk,
         )
 
-    def shapes(self, program: Program) -> tuple[Shapes, Shapes]:
+    def shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
         """Sizes of the training batches and of the dev batches of a program."""
-        count, stop, slots = self.experiment.cohort.shapes, self.experiment.stop, program.slots
+        count, stop = self.experiment.cohort.shapes, self.experiment.stop
         compiling = _COMPILING_SECONDS * self.corpus.sample_rate
         looks = 1 + -(-stop.max_steps // stop.every)
         first = program.jobs[:_FORESEEN]
@@ -91,11 +112,77 @@ class Plan:
         of_dev = eval_shapes(dev, longest, slots, self.cut.batch, max(1, count // 2), compiling, each * looks)
         return of_training, of_dev
 
-    def trainer(self, program: Program) -> CohortTrainer:
+    def work(self, program: Program, slots: int) -> Workload:
+        """The largest part of a step."""
+        largest = self.shapes(program, slots)[0].sizes[-1]
+        return Workload(self.experiment.cohort.batch, self.experiment.cohort.rows, largest)
+
+    def layout(self, program: Program, *, measure: bool = False) -> Layout:
+        """Slots and chunk of a program, measured where they are `auto`.
+
+        Args:
+            program: of this plan.
+            measure: say what memory it needs, also for so few slots that it is not looked at before a run.
+
+        Raises:
+            ConfigError: the slots that were asked for do not fit.
+        """
+        config, devices = self.experiment.cohort, self.mesh.devices.size
+        most = -(-len(program.jobs) // devices)
+        if config.slots == "auto":
+            local = most if self.memory is None else min(most, self.fitting(program, min(most, 8)))
+        else:
+            local = min(config.slots // devices, most)
+        if local <= FEW_SLOTS and not measure:
+            return Layout(local * devices, 0 if config.chunk == "auto" else config.chunk)
+        work = self.work(program, local * devices)
+        chosen = choose_layout(self._maker(program), self.base.params, work, local, config.chunk)
+        if not fits(chosen.needed, self.memory):
+            raise ConfigError(
+                f"{chosen.slots} slots need {gigabytes(chosen.needed or 0)} of each device, which has "
+                f"{gigabytes(self.memory or 0)}. {self.fitting(program, local) * devices} slots fit: give "
+                "--cohort.slots that, or auto."
+            )
+        return chosen
+
+    def fitting(self, program: Program, local: int) -> int:
+        """Slots of a device that fit into its memory, laid out as `local` of them would be."""
+        assert self.memory is not None
+        work, make = self.work(program, local * self.mesh.devices.size), self._maker(program)
+        chunk = choose_layout(make, self.base.params, work, local, self.experiment.cohort.chunk).chunk
+        return slots_that_fit(make, self.base.params, work, self.memory, chunk)
+
+    def foreseen(self, program: Program, slots: int) -> tuple[float, float]:
+        """Samples with padding, and without, of a program whose jobs make all their steps."""
+        first = program.jobs[:_FORESEEN]
+        queue = [job.at(0) for job in first]
+        shapes, steps = self.shapes(program, slots)[0], self.experiment.stop.max_steps
+        computed, real = computed_samples(queue, shapes, slots, self.cut, steps)
+        each = len(program.jobs) / len(first)
+        return computed * each, real * each
+
+    def seconds_of_sample(self, program: Program, layout: Layout) -> float:
+        """Seconds of training for each sample of a slot, measured with a part of the middle size."""
+        sizes = self.shapes(program, layout.slots)[0].sizes
+        size = sizes[len(sizes) // 2]
+        work = Workload(self.experiment.cohort.batch, self.experiment.cohort.rows, size)
+        seconds = seconds_of_part(self.cohort(program, layout), self.base.params, work)
+        return seconds / (layout.slots * work.rows * size.samples)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of each device; None where it does not say."""
+        return device_memory(self.mesh.devices.flat[0])
+
+    def trainer(self, program: Program, layout: Layout) -> CohortTrainer:
         """What trains a program."""
-        cohort = self.cohort(program)
-        schedule = Schedule(program.jobs, program.slots, self.experiment.stop, self.experiment.cohort.refill)
-        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, *self.shapes(program))
+        cohort = self.cohort(program, layout)
+        schedule = Schedule(program.jobs, layout.slots, self.experiment.stop, self.experiment.cohort.refill)
+        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, *self.shapes(program, layout.slots))
+
+    def _maker(self, program: Program) -> Callable[[int, int], Cohort]:
+        devices = self.mesh.devices.size
+        return lambda local, chunk: self.cohort(program, Layout(local * devices, chunk))
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -119,11 +206,13 @@ def plan(experiment: Experiment) -> Plan:
     if not speakers:
         raise ConfigError(f"No speaker of '{experiment.corpus.manifest}' is left to train. " + _reasons(corpus))
     mesh = speaker_mesh()
+    if experiment.cohort.slots != "auto":
+        check_slots(experiment.cohort.slots, mesh)
     programs, first = [], 0
     for spec, group in groupby(points, key=lambda point: point[0]):
         hypers = [hyper for _, hyper in group]
         jobs = Jobs(speakers, hypers, experiment.stop.max_steps, first)
-        programs.append(Program(spec, jobs, _slots(experiment, len(jobs), mesh)))
+        programs.append(Program(spec, jobs))
         first += len(hypers)
     return Plan(experiment, base, corpus, mesh, start, points, programs)
 
@@ -152,30 +241,16 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
     states = StateFolder(run.folder / "state")
     saved = states.latest()
-    resume: dict[str, Any] = {} if saved is None else saved.progress
     with progress or Progress() as shown, _stop_signal() as stopped:
         for problem in corpus.problems:
             shown.note(f"left out: {problem}")
         if len(planned.programs) > 1:
             shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
-        recorder = Recorder(run, planned.base, shown, states, stopped, resume.get("run"))
+        recorder = Recorder(run, planned.base, shown, states, stopped, saved.progress["run"] if saved else None)
         try:
             if saved is not None:
                 shown.note(f"goes on with '{run.folder}' from its last state: {recorder.ended} jobs have ended")
-            first = resume["run"]["program"] if saved is not None else 0
-            before = sum(len(program.jobs) for program in planned.programs[:first])
-            for number, program in list(enumerate(planned.programs))[first:]:
-                recorder.program, recorder.spec = number, program.spec
-                title = experiment.name if len(planned.programs) == 1 else f"{experiment.name}, {program.spec}"
-                ended = recorder.ended - before if number == first else 0
-                shown.start(len(program.jobs), program.slots, title, ended)
-                trainer = planned.trainer(program)
-                from_state = None
-                if saved is not None and number == first:
-                    state = states.load(saved, trainer.cohort.empty_state())
-                    from_state = (state, resume["trainer"])
-                trainer.run(recorder, from_state)
-                recorder.totals = recorder.totals + trainer.totals
+            _train_programs(planned, recorder, states, saved, shown)
             recorder.settle()
             chosen = recorder.choose() if not recorder.failures else {}
         finally:
@@ -191,9 +266,9 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     summary = {
         "submodels": sum(chosen.values()),
         "jobs": recorder.ended,
-        "parameters_each": size(planned.cohort(planned.programs[0]).anchor()),
+        "parameters_each": sorted({_parameters(planned, program) for program in planned.programs})[0],
         "base_parameters": size(planned.base.params),
-        "slots": planned.programs[0].slots,
+        **recorder.layout,
         "devices": [f"{d.platform}:{d.device_kind}" for d in planned.mesh.devices.flat],
         "seconds": round(recorder.seconds, 1),
         "submodels_per_hour": round(recorder.ended / recorder.seconds * 3600, 1),
@@ -207,11 +282,41 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     return run
 
 
-def _slots(experiment: Experiment, jobs: int, mesh: Mesh) -> int:
-    """S: what was asked for, or fewer where there are fewer jobs."""
-    check_slots(experiment.cohort.slots, mesh)
-    devices = mesh.devices.size
-    return min(experiment.cohort.slots, -(-jobs // devices) * devices)
+def _train_programs(
+    planned: Plan, recorder: Recorder, states: StateFolder, saved: Saved | None, shown: Progress
+) -> None:
+    """Trains what is left: all programs, or from the one that a state was saved of."""
+    title = planned.experiment.name
+    first = saved.progress["run"]["program"] if saved is not None else 0
+    before = sum(len(program.jobs) for program in planned.programs[:first])
+    for number, program in list(enumerate(planned.programs))[first:]:
+        goes_on = saved is not None and number == first
+        if saved is not None and goes_on:
+            layout = Layout(saved.progress["run"]["slots"], saved.progress["run"]["chunk"])
+        else:
+            layout = planned.layout(program)
+        recorder.program, recorder.spec = number, program.spec
+        recorder.layout = {"slots": layout.slots, "chunk": layout.chunk}
+        name = title if len(planned.programs) == 1 else f"{title}, {program.spec}"
+        shown.start(len(program.jobs), layout.slots, name, recorder.ended - before if goes_on else 0)
+        trainer = planned.trainer(program, layout)
+        try:
+            if saved is not None and goes_on:
+                trainer.run(recorder, (states.load(saved, trainer.cohort.empty_state()), saved.progress["trainer"]))
+            else:
+                trainer.run(recorder)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"The devices have too little memory for {layout.slots} slots. Use fewer (--cohort.slots), smaller "
+                "parts (--cohort.rows 1) or a smaller --cohort.chunk; --dry-run says how many slots fit."
+            ) from error
+        recorder.totals = recorder.totals + trainer.totals
+
+
+def _parameters(planned: Plan, program: Program) -> int:
+    return size(planned.cohort(program, Layout(planned.mesh.devices.size, 0)).anchor())
 
 
 def _grid(planned: Plan, recorder: Recorder, chosen: dict[int, int]) -> list[dict[str, Any]]:

@@ -53,6 +53,8 @@ class Recorder:
         self.run, self.base, self.progress, self.states = run, base, progress, states
         self.program = 0
         """Which program of a grid is trained."""
+        self.layout: dict[str, int] = {}
+        """Its slots and chunk, which a run that goes on keeps."""
         self.spec: Kind = run.experiment.submodel
         """What it trains."""
         self._stopped = stopped
@@ -148,6 +150,7 @@ class Recorder:
                 "metrics": self._metrics.size(),
                 "jobs": self._jobs.size(),
                 "seconds": self.seconds,
+                **self.layout,
                 "totals": dataclasses.asdict(self.totals),
             }
             self.states.save(state, {"run": beside, "trainer": progress})

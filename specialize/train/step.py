@@ -106,7 +106,7 @@ class Cohort:
         check_slots(slots, mesh)
         self.architecture, self.spec, self.sites, self.mesh, self.slots = architecture, spec, sites, mesh, slots
         self._start = None if start is None else jax.tree.map(jnp.asarray, start)
-        self._random, self._chunk = random, chunk
+        self.random, self._chunk = random, chunk
         self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
         self.gradient = self._compile(self._slot_gradient, shared=(0, 4))
         """(params, bank, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
@@ -219,7 +219,7 @@ class Cohort:
         self, params: Any, submodel: Submodel, hyper: Hyper, step: Any, part: Any, batch: Batch
     ) -> Partial:
         dropout, augment = None, None
-        if self._random:
+        if self.random:
             # Keyed by job, step and part, never by slot.
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), step), part)
             for_dropout, for_augment = jax.random.split(key)

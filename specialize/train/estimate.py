@@ -1,0 +1,216 @@
+"""Before a run: how many slots are computed together, what fits into memory, and how long a part takes."""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from specialize.base import Batch
+from specialize.caches import cache_root
+from specialize.corpus import Size
+from specialize.errors import ConfigError
+from specialize.submodel import size
+from specialize.train.jobs import stack_hyper
+from specialize.train.step import Cohort
+
+_CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2,)}
+"""Slots that are computed together and may be faster than all at once, by platform: on a CPU, what its cache holds."""
+_ELSEWHERE = (32,)
+FEW_SLOTS = 4
+"""Up to so many slots of a device are always computed together."""
+_USABLE = 0.9
+"""Share of a device's memory that a run may plan with."""
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one compiled gradient works on."""
+
+    batch: int
+    """B, utterances of a slot in a step."""
+    rows: int
+    """Utterances of a slot in a part."""
+    longest: Size
+    """What the longest part is padded to."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the slots of a program are computed."""
+
+    slots: int
+    """S, on all devices."""
+    chunk: int
+    """Slots of a device that are computed together; 0 is all."""
+    needed: int | None = None
+    """Bytes of memory that a device needs; None where it was not asked."""
+
+
+def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workload, slots: int, chunk: Any) -> Layout:
+    """Measures how many slots of a device to compute together, and what memory that needs.
+
+    Measured with a part of the longest size the first time, and kept for this machine: another choice gives results
+    that are the same to float tolerance only.
+
+    Args:
+        make: makes a cohort of so many slots of a device and a chunk.
+        params: of the base.
+        work: the part to measure with.
+        slots: of a device.
+        chunk: what to use, or "auto".
+    """
+    cohort = make(slots, 0 if chunk == "auto" else chunk)
+    device = cohort.mesh.devices.flat[0]
+    machine = (device.platform, device.device_kind, os.cpu_count(), jax.__version__, cohort.mesh.devices.size)
+    identity = repr((*machine, slots, chunk, work, cohort.architecture, cohort.spec, cohort.random))
+    path = cache_root() / "layouts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        return Layout(cohort.slots, kept["chunk"], kept["needed"])
+    about: dict[str, Any] = {}
+    if chunk == "auto":
+        chunk = 0
+        candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots]
+        if slots > FEW_SLOTS and candidates:
+            about["seconds"] = _time({0: cohort} | {n: make(slots, n) for n in candidates}, params, work)
+            chunk = min(about["seconds"], key=lambda n: about["seconds"][n])
+    layout = Layout(cohort.slots, chunk, needed_bytes(make(slots, chunk), params, work))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(asdict(layout) | about | {"measured": identity}, indent=1) + "\n")
+    beside.replace(path)
+    return layout
+
+
+def _time(cohorts: dict[int, Cohort], params: Any, work: Workload) -> dict[int, float]:
+    """Median seconds of a part by chunk, taken in turns."""
+    runs = {chunk: _part(cohort, params, work) for chunk, cohort in cohorts.items()}
+    times: dict[int, list[float]] = {chunk: [] for chunk in runs}
+    for turn in range(_ROUNDS + 1):
+        for chunk, run in runs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:  # the first compiles
+                times[chunk].append(time.perf_counter() - began)
+    return {chunk: statistics.median(of) for chunk, of in times.items()}
+
+
+def seconds_of_part(cohort: Cohort, params: Any, work: Workload) -> float:
+    """Median seconds of the gradient of a part, once it is compiled."""
+    return _time({0: cohort}, params, work)[0]
+
+
+def _part(cohort: Cohort, params: Any, work: Workload) -> Callable[[], Any]:
+    submodel, hyper, step, batch = _arguments(cohort, work)
+    placed = cohort.place_replicated(params)
+    return lambda: cohort.gradient(placed, submodel, hyper, step, np.uint32(0), batch)
+
+
+def _arguments(cohort: Cohort, work: Workload) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+    shape = (cohort.slots, work.rows)
+    batch = Batch(
+        audio=(0.05 * rng.standard_normal((*shape, work.longest.samples))).astype(np.float32),
+        samples=np.full(shape, work.longest.samples, np.int32),
+        labels=np.ones((*shape, work.longest.labels), np.int32),
+        label_lengths=np.full(shape, work.longest.labels, np.int32),
+    )
+    state = cohort.empty_state()
+    return cohort.place((state.submodel, stack_hyper([None] * cohort.slots), state.step, batch))
+
+
+def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
+    """Bytes that a device needs in training: what the compiler plans for a part, and what the cohort keeps.
+
+    The cohort keeps Submodels, two moments and the best of each slot, a copy of these while a state is saved, a
+    gradient for each part, and the batches of the steps under way.
+    """
+    devices = cohort.mesh.devices.size
+
+    def abstract(tree: Any, sharding: Any) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)
+
+    shape, sharding = (cohort.slots, work.rows), cohort.sharding
+    batch = Batch(
+        audio=jax.ShapeDtypeStruct((*shape, work.longest.samples), np.float32, sharding=sharding),
+        samples=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+        labels=jax.ShapeDtypeStruct((*shape, work.longest.labels), np.int32, sharding=sharding),
+        label_lengths=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+    )
+    state = jax.eval_shape(cohort.empty_state)
+    lowered = cohort.gradient.lower(
+        abstract(params, cohort.replicated),
+        abstract(state.submodel, sharding),
+        abstract(stack_hyper([None] * cohort.slots), sharding),
+        abstract(state.step, sharding),
+        jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated),
+        batch,
+    )
+    planned = lowered.compile().memory_analysis()
+    parts = work.batch // work.rows
+    submodels = 4 * size(state.submodel) // devices
+    audio = 4 * int(np.prod(batch.audio.shape)) // devices
+    return (
+        int(planned.temp_size_in_bytes)
+        + sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        + submodels * (8 + parts)
+        + audio * parts * 3
+    )
+
+
+def slots_that_fit(make: Callable[[int, int], Cohort], params: Any, work: Workload, memory: int, chunk: int) -> int:
+    """How many slots of a device fit, from what two small cohorts need.
+
+    Args:
+        make: makes a cohort of so many slots of a device and a chunk.
+        params: of the base.
+        work: the largest part.
+        memory: bytes of a device.
+        chunk: slots that are computed together; 0 is all.
+
+    Raises:
+        ConfigError: not even one slot fits.
+    """
+    few = max(1, 2 * chunk)
+    small, large = (needed_bytes(make(n, chunk), params, work) for n in (few, 2 * few))
+    each = max((large - small) / few, 1.0)
+    fitting = few + int((_USABLE * memory - small) // each)
+    if fitting < 1:
+        raise ConfigError(
+            f"Not even one slot fits: a device needs {gigabytes(small - (few - 1) * each)} for it and has "
+            f"{gigabytes(memory)}. Use a smaller base, --cohort.rows 1, or shorter utterances."
+        )
+    return fitting
+
+
+def device_memory(device: Any) -> int | None:
+    """Bytes of memory that a device has for a run; None where it does not say.
+
+    For a CPU, what the machine has, or what the control group of the process may use where that is less.
+    """
+    if device.platform == "cpu":
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limit = Path("/sys/fs/cgroup/memory.max")
+        text = limit.read_text().strip() if limit.is_file() else "max"
+        total = min(pages, int(text)) if text.isdigit() else pages
+        return total // max(1, len([d for d in jax.local_devices() if d.platform == "cpu"]))
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def fits(needed: int | None, memory: int | None) -> bool:
+    """Whether a device has what a run needs; what is not known is taken to be enough."""
+    return memory is None or needed is None or needed <= _USABLE * memory
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
