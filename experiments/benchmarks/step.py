@@ -4,8 +4,8 @@
 
 The floor is what no method that trains something at the same place can avoid: forward pass and gradient of the
 activations of the same S x B utterances, down to the first module that the spec adapts, with no Submodel, no optimizer
-and no gradient of any parameter. Step and floor are computed in the same chunks of slots, measured first, unless --chunk
-says otherwise. They take turns, and the median of each is reported.
+and no gradient of any parameter. Step and floor are computed in the same chunks of slots, measured first, unless
+--chunk says otherwise. They take turns, and the median of each is reported.
 """
 
 import json

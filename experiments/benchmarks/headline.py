@@ -1,0 +1,79 @@
+"""Submodels an hour: one job of many speakers, against a job for each.
+
+    python experiments/benchmarks/headline.py --speakers 64 --alone 8 --json headline.json
+
+Every job is a process, timed from its start to its end, with its compilations; compiled programs and the decoded corpus
+are kept between processes, and all make the same steps. The jobs of one speaker are measured for the first few speakers
+and count for all.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+from processes import specialize
+
+from specialize.corpus import CorpusConfig, open_corpus
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Seconds of one job of many speakers, and of a job for each."""
+
+    experiment: Path = Path("experiments/speechocean_whisper.py")
+    """Experiment file."""
+    manifest: Path = Path("../shared/corpora/speechocean762/manifest.jsonl")
+    """Whose speech."""
+    base: Path = Path("bases/whisper-tiny.en")
+    """Base folder."""
+    speakers: int = 64
+    """Speakers of the one job, all in slots at once."""
+    alone: int = 8
+    """How many jobs of one speaker are measured."""
+    steps: int = 3
+    """Steps of every Submodel."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+def main(options: Benchmark) -> None:
+    """Runs the jobs and prints the ratio."""
+    names = [s.id for s in open_corpus(CorpusConfig(options.manifest, role="personal")).speakers[: options.speakers]]
+    with tempfile.TemporaryDirectory() as folder:
+        cache, runs = Path(folder) / "cache", Path(folder) / "runs"
+        specialize("corpus", options.manifest, "--base", options.base, cache=cache)
+
+        def train(name: str, speakers: list[str], slots: int) -> float:
+            return specialize(
+                *("train", options.experiment, "--name", name, "--runs", runs, "--base", options.base),
+                *("--corpus.manifest", options.manifest, "--corpus.speakers", *speakers, "--cohort.slots", slots),
+                *("--stop.max-steps", options.steps, "--stop.every", options.steps),
+                cache=cache,
+            )
+
+        alone = []
+        for name in names[: options.alone]:
+            alone.append(train(name, [name], jax.device_count()))
+            print(f"one speaker: {alone[-1]:.1f} s", flush=True)
+        together = train("together", names, len(names))
+        print(f"{len(names)} speakers: {together:.1f} s", flush=True)
+    each = sum(alone) / len(alone)
+    ratio = each * len(names) / together
+    print(f"{3600 / each:.0f} Submodels an hour alone, {3600 * len(names) / together:.0f} together: {ratio:.1f}x")
+    if options.json is not None:
+        about = {
+            "device": f"{jax.device_count()} x {jax.devices()[0].platform} {jax.devices()[0].device_kind}",
+            "speakers": len(names),
+            "steps": options.steps,
+            "seconds_together": together,
+            "seconds_alone": alone,
+            "ratio": ratio,
+        }
+        options.json.write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))

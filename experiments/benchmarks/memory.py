@@ -1,0 +1,57 @@
+"""Memory of a cohort: bank and optimizer on the devices, at several numbers of slots.
+
+python experiments/benchmarks/memory.py --slots 8 32 128 --json memory.json
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import tyro
+
+from specialize.base import load_base
+from specialize.submodel import AnyKind, ResidualAdapter, find_sites
+from specialize.submodel.bank import speaker_mesh
+from specialize.train import Cohort
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Bytes of all that a cohort keeps from step to step."""
+
+    base: Path = Path("bases/whisper-tiny.en")
+    """Base folder."""
+    slots: tuple[int, ...] = (8, 32, 128)
+    """Numbers of slots S."""
+    submodel: tyro.conf.AvoidSubcommands[AnyKind] = field(
+        default_factory=lambda: ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=48)
+    )
+    """What is trained."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+def main(options: Benchmark) -> None:
+    """Measures what is alive on the devices with and without a state."""
+    base = load_base(options.base)
+    sites = find_sites(options.submodel, base.architecture, base.params)
+    rows = []
+    for slots in options.slots:
+        cohort = Cohort(base.architecture, options.submodel, sites, speaker_mesh(), slots, random=False)
+        before = _alive()
+        state = jax.block_until_ready(cohort.empty_state())
+        size = _alive() - before
+        rows.append({"slots": slots, "bytes": size, "bytes_per_slot": size / slots})
+        print(f"S={slots:<4} {size / 1e6:8.1f} MB, {size / slots:,.0f} bytes a slot", flush=True)
+        del state
+    if options.json is not None:
+        options.json.write_text(json.dumps({"spec": str(options.submodel), "rows": rows}, indent=1) + "\n")
+
+
+def _alive() -> int:
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))
