@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"specialize {name}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"specialize {name}: interrupted", file=sys.stderr)
+        again = "; the same command goes on from the last state that was saved" if name == "train" else ""
+        print(f"specialize {name}: interrupted{again}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -150,8 +151,13 @@ def train(words: list[str]) -> None:
         return
     run = run_training(command.experiment, overwrite=command.overwrite)
     summary = run.read("summary.json")
+    of_jobs = f" of {summary['jobs']} that were trained" if summary["grid"] else ""
+    for row in summary["grid"]:
+        loss = "-" if row["mean_dev_loss"] is None else f"{row['mean_dev_loss']:.4f}"
+        varies = " ".join(f"{name}={value}" for name, value in row["values"].items())
+        print(f"#{row['point']} {varies}: mean dev loss {loss} of {row['speakers']}, chosen for {row['chosen_for']}")
     print(
-        f"{summary['submodels']} Submodels in {summary['seconds']:.0f} s "
+        f"{summary['submodels']} Submodels{of_jobs} in {summary['seconds']:.0f} s "
         f"({summary['submodels_per_hour']:.0f} an hour), padding {summary['padded_share']:.1%}, "
         f"slots busy {summary['slots_busy']:.1%}: {run.folder}"
     )

@@ -236,26 +236,32 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         StoreError: Submodels could not be written; all others are.
     """
     planned = plan(experiment)
-    corpus = planned.corpus
-    run = Run.begin(experiment, base=planned.base.fingerprint, corpus=corpus.built.folder.name, overwrite=overwrite)
-    write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
+    fingerprints = {"base": planned.base.fingerprint, "corpus": planned.corpus.built.folder.name}
+    run = Run.begin(experiment, **fingerprints, overwrite=overwrite)
+    with run.held(), progress or Progress() as shown, _stop_signal() as stopped:
+        _train(planned, run, shown, stopped)
+    return run
+
+
+def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]) -> None:
+    problems = planned.corpus.problems
+    write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
+    for problem in problems:
+        shown.note(f"left out: {problem}")
+    if len(planned.programs) > 1:
+        shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
     states = StateFolder(run.folder / "state")
     saved = states.latest()
-    with progress or Progress() as shown, _stop_signal() as stopped:
-        for problem in corpus.problems:
-            shown.note(f"left out: {problem}")
-        if len(planned.programs) > 1:
-            shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
-        recorder = Recorder(run, planned.base, shown, states, stopped, saved.progress["run"] if saved else None)
-        try:
-            if saved is not None:
-                shown.note(f"goes on with '{run.folder}' from its last state: {recorder.ended} jobs have ended")
-            _train_programs(planned, recorder, states, saved, shown)
-            recorder.settle()
-            chosen = recorder.choose() if not recorder.failures else {}
-        finally:
-            recorder.close()
-            states.close()
+    recorder = Recorder(run, planned.base, shown, states, stopped, saved.progress["run"] if saved else None)
+    try:
+        if saved is not None:
+            shown.note(f"goes on with '{run.folder}' from its last state: {recorder.ended} jobs have ended")
+        _train_programs(planned, recorder, states, saved, shown)
+        recorder.settle()
+        chosen = recorder.choose() if not recorder.failures else {}
+    finally:
+        recorder.close()
+        states.close()
     if recorder.failures:
         speaker, reason = next(iter(recorder.failures.items()))
         raise StoreError(
@@ -266,7 +272,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     summary = {
         "submodels": sum(chosen.values()),
         "jobs": recorder.ended,
-        "parameters_each": sorted({_parameters(planned, program) for program in planned.programs})[0],
+        "parameters_each": max(_parameters(planned, program) for program in planned.programs),
         "base_parameters": size(planned.base.params),
         **recorder.layout,
         "devices": [f"{d.platform}:{d.device_kind}" for d in planned.mesh.devices.flat],
@@ -279,7 +285,6 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     }
     write_json(run.folder / "summary.json", summary)
     shutil.rmtree(states.folder, ignore_errors=True)
-    return run
 
 
 def _train_programs(
@@ -325,9 +330,12 @@ def _grid(planned: Plan, recorder: Recorder, chosen: dict[int, int]) -> list[dic
         return []
     means = recorder.means()
     rows = []
-    for point, (spec, hyper) in enumerate(planned.points):
+    specs, hypers = ([to_json(value) for value in values] for values in zip(*planned.points, strict=True))
+    for point, (spec, hyper) in enumerate(zip(specs, hypers, strict=True)):
         loss, speakers = means.get(point, (None, 0))
-        row = {"point": point, "spec": str(spec), "hyper": to_json(hyper)}
+        varies = {f"submodel.{name}": value for name, value in spec.items() if any(s[name] != value for s in specs)}
+        varies |= {name: value for name, value in hyper.items() if any(h[name] != value for h in hypers)}
+        row = {"point": point, "values": varies, "spec": spec, "hyper": hyper}
         rows.append(row | {"mean_dev_loss": loss, "speakers": speakers, "chosen_for": chosen.get(point, 0)})
     return rows
 

@@ -1,10 +1,12 @@
 """A run on disk: what was asked, what came of it, and where its Submodels are."""
 
+import fcntl
 import json
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,14 +66,22 @@ class Run:
                 if overwrite:
                     raise ConfigError(f"'{folder}' is there and is not a run; not overwritten.")
                 raise ConfigError(f"'{folder}' is there and is not a run. Give the run another --name.")
-            if not overwrite:
-                run = cls(folder)
-                run._check_same(config)
-                return run
-            shutil.rmtree(folder)
+            if overwrite:
+                with _alone(folder):
+                    shutil.rmtree(folder)
+            else:
+                cls(folder)._check_same(config)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
         return cls(folder)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Holds the run for this process, as long as the context lasts or the process lives.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        return _alone(self.folder)
 
     def _check_same(self, config: dict[str, Any]) -> None:
         remedy = "Give the new run another --name, or replace this one with --overwrite."
@@ -99,6 +109,18 @@ class Run:
         """JSON data of a file of the run; None if it has not been written."""
         path = self.folder / name
         return json.loads(path.read_text()) if path.is_file() else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"Another process is training '{folder}'. Wait for it, or give the new run another --name."
+            ) from None
+        yield
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
