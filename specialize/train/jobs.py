@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, get_args, get_type_hints, overload
 
 import numpy as np
 
@@ -166,7 +166,8 @@ def parse_grid(axes: Sequence[str], hyper: HyperParameters, spec: Any) -> list[t
         if (of_spec, name) in names:
             raise ConfigError(f"--grid names '{name}' twice. Give all its values in one axis.")
         names.append((of_spec, name))
-        values.append([_number(axis, text, getattr(owner, name)) for text in listed.split(",")])
+        kind = get_type_hints(type(owner))[name]
+        values.append([_number(axis, text, kind) for text in listed.split(",")])
     points = []
     for chosen in itertools.product(*values):
         pairs = list(zip(names, chosen, strict=True))
@@ -184,13 +185,13 @@ def _scalars(spec: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(spec) if isinstance(getattr(spec, f.name), int | float)]
 
 
-def _number(axis: str, text: str, like: Any) -> Any:
+def _number(axis: str, text: str, kind: Any) -> Any:
     """A value of an axis, of the type of the field."""
+    whole = kind is int or (int in get_args(kind) and float not in get_args(kind))
     try:
-        return float(text) if isinstance(like, float) else int(text)
+        return int(text) if whole else float(text)
     except ValueError:
-        kind = "a number" if isinstance(like, float) else "a whole number"
-        raise ConfigError(f"--grid {axis}: '{text}' is not {kind}.") from None
+        raise ConfigError(f"--grid {axis}: '{text}' is not {'a whole number' if whole else 'a number'}.") from None
 
 
 def stack_hyper(jobs: Sequence[Job | None]) -> Hyper:

@@ -1,6 +1,5 @@
 """One run from end to end: its corpus, its programs one after another, its store and its summary."""
 
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -193,8 +192,11 @@ def plan(experiment: Experiment) -> Plan:
     """
     base = load_base(experiment.base).with_context(experiment.context)
     points = parse_grid(experiment.grid, experiment.hyper, experiment.submodel)
-    if experiment.stop.halving and len(points) < 2:
-        raise ConfigError("stop.halving compares the points of a grid. Give a --grid, or leave out --stop.halving.")
+    if experiment.stop.halving and len(points) == len({spec for spec, _ in points}):
+        raise ConfigError(
+            "stop.halving compares the points of a grid that share a program. Give a --grid of hyper-parameters, like "
+            "lr=3e-4,1e-3, or leave out --stop.halving."
+        )
     if experiment.stop.halving and experiment.select == "pooled":
         raise ConfigError("stop.halving ends jobs by their own speaker's dev set and cannot go with --select pooled.")
     specs = list(dict.fromkeys(spec for spec, _ in points))
@@ -284,7 +286,7 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
         "grid": _grid(planned, recorder, chosen),
     }
     write_json(run.folder / "summary.json", summary)
-    shutil.rmtree(states.folder, ignore_errors=True)
+    recorder.clear()
 
 
 def _train_programs(

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from specialize.base import Base
@@ -189,6 +188,8 @@ class Recorder:
     def choose(self) -> dict[int, int]:
         """Leaves in the store what was chosen of a grid; returns {point: number of Submodels chosen of it}.
 
+        What was not chosen stays until `clear`: a run that is killed here chooses again.
+
         Raises:
             StoreError: the file system refused.
         """
@@ -199,14 +200,18 @@ class Recorder:
             try:
                 if (candidates / str(point)).is_dir():
                     shutil.rmtree(self.run.store.folder, ignore_errors=True)
-                    (candidates / str(point)).rename(Path(str(self.run.store.folder)))
-                shutil.rmtree(candidates)
+                    shutil.copytree(candidates / str(point), self.run.store.folder)
             except OSError as error:
-                raise StoreError(f"The chosen Submodels in '{candidates}' could not be moved: {error}") from error
+                raise StoreError(f"The chosen Submodels in '{candidates}' could not be copied: {error}") from error
         counts: dict[int, int] = {}
         for point in chosen.values():
             counts[point] = counts.get(point, 0) + 1
         return counts
+
+    def clear(self) -> None:
+        """Removes what only a run that goes on needs."""
+        shutil.rmtree(self.run.folder / CANDIDATES, ignore_errors=True)
+        shutil.rmtree(self.states.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Closes files."""
