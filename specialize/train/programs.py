@@ -194,7 +194,7 @@ def plan(experiment: Experiment) -> Plan:
     points = parse_grid(experiment.grid, experiment.hyper, experiment.submodel)
     if experiment.stop.halving and len(points) == len({spec for spec, _ in points}):
         raise ConfigError(
-            "stop.halving compares the points of a grid that share a program. Give a --grid of hyper-parameters, like "
+            "stop.halving compares the points of a grid that share a program. Give a --grid of hyper-parameters: "
             "lr=3e-4,1e-3, or leave out --stop.halving."
         )
     if experiment.stop.halving and experiment.select == "pooled":
