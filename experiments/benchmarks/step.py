@@ -8,6 +8,7 @@ and no gradient of any parameter. Step and floor are computed in the same chunks
 --chunk says otherwise. They take turns, and the median of each is reported.
 """
 
+import itertools
 import json
 import platform
 import statistics
@@ -40,10 +41,10 @@ class Benchmark:
     """Base folder."""
     slots: tuple[int, ...] = (1, 8, 16, 32)
     """Numbers of slots S."""
-    batch: int = 4
-    """B, utterances of each slot."""
+    batch: tuple[int, ...] = (4,)
+    """Numbers of utterances B of each slot."""
     rows: int = 2
-    """Utterances of a slot that are computed together; divides B."""
+    """Utterances of a slot that are computed together, or all where B is no multiple of it."""
     seconds: float = 4.0
     """Length of every utterance."""
     labels: int = 16
@@ -69,31 +70,27 @@ def main(options: Benchmark) -> None:
     print(
         f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.processor() or platform.machine()}"
     )
-    print(f"B={options.batch}, {options.seconds:g} s and {options.labels} tokens each, {options.submodel}")
-    print(
-        f"{'S':>4} {'step/Submodel':>14} {'floor/Submodel':>15} {'step/floor':>11} {'vs S=' + str(options.slots[0]):>9}"
-    )
+    print(f"{options.seconds:g} s and {options.labels} tokens for each utterance, {options.submodel}")
+    print(f"{'B':>4} {'S':>4} {'chunk':>6} {'step/Submodel':>14} {'floor/Submodel':>15} {'step/floor':>11}")
     rows: list[dict[str, Any]] = []
-    for slots in options.slots:
-        step, floor, chunk = _time(options, base, slots)
+    for batch, slots in itertools.product(options.batch, options.slots):
+        step, floor, chunk = _time(options, base, slots, batch)
         row = {
+            "batch": batch,
             "slots": slots,
             "chunk": chunk,
             "step_seconds_per_submodel": step / slots,
             "floor_seconds_per_submodel": floor / slots,
+            "ratio_to_floor": step / floor,
         }
-        row["ratio_to_floor"] = step / floor
-        row["speed_to_first"] = rows[0]["step_seconds_per_submodel"] / (step / slots) if rows else 1.0
         rows.append(row)
         print(
-            f"{slots:>4} {step / slots:>13.3f}s {floor / slots:>14.3f}s {step / floor:>11.2f} "
-            f"{row['speed_over_first']:>8.2f}x",
+            f"{batch:>4} {slots:>4} {chunk:>6} {step / slots:>13.3f}s {floor / slots:>14.3f}s {step / floor:>11.2f}",
             flush=True,
         )
     if options.json is not None:
         about = {
             "device": f"{jax.device_count()} x {device.platform} {device.device_kind}",
-            "batch": options.batch,
             "seconds": options.seconds,
             "labels": options.labels,
             "spec": str(options.submodel),
@@ -103,7 +100,7 @@ def main(options: Benchmark) -> None:
         options.json.write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _time(options: Benchmark, base: Base, slots: int) -> tuple[float, float, int]:
+def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float, float, int]:
     """Median seconds of a step and of the floor, and the slots of a device that are computed together."""
     sites = find_sites(options.submodel, base.architecture, base.params)
     mesh = speaker_mesh()
@@ -113,7 +110,8 @@ def _time(options: Benchmark, base: Base, slots: int) -> tuple[float, float, int
         count = local * devices
         return Cohort(base.architecture, options.submodel, sites, mesh, count, random=options.random, chunk=chunk)
 
-    work = Workload(options.batch, options.rows, Size(int(options.seconds * 16_000), options.labels))
+    rows = batch if batch % options.rows else options.rows
+    work = Workload(batch, rows, Size(int(options.seconds * 16_000), options.labels))
     chunk = choose_layout(make, base.params, work, slots // devices, options.chunk).chunk
     cohort = make(slots // devices, chunk)
     params, anchor = cohort.place_replicated(base.params), cohort.place_replicated(cohort.anchor())
@@ -121,7 +119,7 @@ def _time(options: Benchmark, base: Base, slots: int) -> tuple[float, float, int
     hyper = cohort.place(stack_hyper(jobs))._replace(learning_rate=jnp.full((slots,), HyperParameters().learning_rate))
     state = cohort.reset(cohort.empty_state(), hyper, cohort.place(np.ones(slots, bool)))
     active = cohort.place(np.ones(slots, bool))
-    parts = [_batch(options, base.architecture.sample_rate, slots) for _ in range(0, options.batch, options.rows)]
+    parts = [_batch(options, base.architecture.sample_rate, slots, rows) for _ in range(0, batch, rows)]
     parts = cohort.place(parts)
     floor = _floor(base, sites[0].path, chunk)
     deltas = jnp.zeros((slots, sites[0].width))
@@ -162,14 +160,14 @@ def _floor(base: Base, path: str, chunk: int) -> Callable[..., Any]:
     return jax.jit(chunked)
 
 
-def _batch(options: Benchmark, rate: int, slots: int) -> Batch:
+def _batch(options: Benchmark, rate: int, slots: int, rows: int) -> Batch:
     rng = np.random.default_rng(0)
-    rows, n = (slots, options.rows), int(options.seconds * rate)
+    shape, n = (slots, rows), int(options.seconds * rate)
     return Batch(
-        audio=(0.05 * rng.standard_normal((*rows, n))).astype(np.float32),
-        samples=np.full(rows, n, np.int32),
-        labels=rng.integers(0, 1000, (*rows, options.labels)).astype(np.int32),
-        label_lengths=np.full(rows, options.labels, np.int32),
+        audio=(0.05 * rng.standard_normal((*shape, n))).astype(np.float32),
+        samples=np.full(shape, n, np.int32),
+        labels=rng.integers(0, 1000, (*shape, options.labels)).astype(np.int32),
+        label_lengths=np.full(shape, options.labels, np.int32),
     )
 
 

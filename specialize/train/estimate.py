@@ -1,12 +1,13 @@
 """Before a run: how many slots are computed together, what fits into memory, and how long a part takes."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ FEW_SLOTS = 4
 """Up to so many slots of a device are always computed together."""
 _USABLE = 0.9
 """Share of a device's memory that a run may plan with."""
-_ROUNDS = 3
+_ROUNDS = 2
+_SECONDS = 4
+"""Of audio that chunks are compared with."""
 
 
 @dataclass(frozen=True)
@@ -58,37 +61,51 @@ class Layout:
 def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workload, slots: int, chunk: Any) -> Layout:
     """Measures how many slots of a device to compute together, and what memory that needs.
 
-    Measured with a part of the longest size the first time, and kept for this machine: another choice gives results
-    that are the same to float tolerance only.
+    The chunk is measured once, with a few slots and seconds, and kept for this machine, base and spec: another
+    choice gives results that are the same to float tolerance only.
 
     Args:
         make: makes a cohort of so many slots of a device and a chunk.
         params: of the base.
-        work: the part to measure with.
+        work: the largest part.
         slots: of a device.
         chunk: what to use, or "auto".
     """
-    cohort = make(slots, 0 if chunk == "auto" else chunk)
+    cohort = make(slots, 0)
     device = cohort.mesh.devices.flat[0]
-    machine = (device.platform, device.device_kind, os.cpu_count(), jax.__version__, cohort.mesh.devices.size)
-    identity = repr((*machine, slots, chunk, work, cohort.architecture, cohort.spec, cohort.random))
-    path = cache_root() / "layouts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    if path.is_file():
-        kept = json.loads(path.read_text())
-        return Layout(cohort.slots, kept["chunk"], kept["needed"])
-    about: dict[str, Any] = {}
+    candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots]
     if chunk == "auto":
         chunk = 0
-        candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots]
         if slots > FEW_SLOTS and candidates:
-            about["seconds"] = _time({0: cohort} | {n: make(slots, n) for n in candidates}, params, work)
-            chunk = min(about["seconds"], key=lambda n: about["seconds"][n])
-    layout = Layout(cohort.slots, chunk, needed_bytes(make(slots, chunk), params, work))
+            few = 4 * max(candidates)
+            short = Size(min(work.longest.samples, _SECONDS * cohort.architecture.sample_rate), work.longest.labels)
+
+            def measure() -> dict[str, float]:
+                cohorts = {n: make(few, n) for n in (0, *candidates)}
+                times = _time(cohorts, params, dataclasses.replace(work, longest=short))
+                return {str(n): seconds for n, seconds in times.items()}
+
+            times = _kept(measure, "seconds of chunks", cohort, work.rows, few, candidates)
+            chunk = int(min(times, key=lambda n: times[n]))
+    chosen = make(slots, chunk)
+    needed = _kept(lambda: {"bytes": needed_bytes(chosen, params, work)}, "bytes", chosen, work, slots, chunk)
+    return Layout(cohort.slots, chunk, int(needed["bytes"]))
+
+
+def _kept(measure: Callable[[], dict[str, float]], what: str, cohort: Cohort, *about: Any) -> dict[str, float]:
+    """What was measured on this machine before, or is now."""
+    device = cohort.mesh.devices.flat[0]
+    machine = (device.platform, device.device_kind, os.cpu_count(), jax.__version__, cohort.mesh.devices.size)
+    identity = repr((what, *machine, cohort.architecture, cohort.spec, cohort.random, *about))
+    path = cache_root() / "layouts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    if path.is_file():
+        return json.loads(path.read_text())["measured"]
+    measured = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(asdict(layout) | about | {"measured": identity}, indent=1) + "\n")
+    beside.write_text(json.dumps({"measured": measured, "of": identity}, indent=1) + "\n")
     beside.replace(path)
-    return layout
+    return measured
 
 
 def _time(cohorts: dict[int, Cohort], params: Any, work: Workload) -> dict[int, float]:
