@@ -16,6 +16,7 @@ from specialize.corpus.batches import (
     train_shapes,
 )
 from specialize.corpus.config import CorpusConfig
+from specialize.corpus.epochs import Epochs, JoinedCorpus
 from specialize.corpus.manifest import Problem, Row, read_manifest
 from specialize.corpus.shapes import Shapes, Size
 from specialize.corpus.speakers import Corpus, Speaker, Utterance, open_corpus, split_by_hash
@@ -25,7 +26,9 @@ __all__ = [
     "Corpus",
     "CorpusConfig",
     "Cut",
+    "Epochs",
     "Faults",
+    "JoinedCorpus",
     "Order",
     "Problem",
     "Row",

@@ -7,7 +7,7 @@ a batch is cut into parts of a few rows, from short to long, each padded to a le
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -275,8 +275,21 @@ def need(utterances: Iterable[Utterance]) -> Size:
     return largest(Size(utterance.samples, len(utterance.labels)) for utterance in utterances)
 
 
+@runtime_checkable
+class Recordings(Protocol):
+    """What has the audio of utterances."""
+
+    def audio(self, utterance: Utterance) -> np.ndarray:
+        """float32 [N] samples, in [-1, 1]. May be called from several threads.
+
+        Raises:
+            CorpusError: it cannot be read.
+        """
+        ...
+
+
 def collate(
-    corpus: Corpus,
+    corpus: Recordings,
     rows: Sequence[Sequence[Utterance]],
     batch: int,
     shapes: Shapes,

@@ -1,9 +1,6 @@
 """One run from end to end: its corpus, its programs one after another, its store and its summary."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -42,7 +39,7 @@ from specialize.train.jobs import HyperParameters, Jobs, parse_grid
 from specialize.train.loop import CohortTrainer
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
-from specialize.train.run import Run, write_json
+from specialize.train.run import Run, stop_signal, write_json
 from specialize.train.schedule import Schedule
 from specialize.train.state import Saved, StateFolder
 from specialize.train.step import Cohort
@@ -240,7 +237,7 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     planned = plan(experiment)
     fingerprints = {"base": planned.base.fingerprint, "corpus": planned.corpus.built.folder.name}
     run = Run.begin(experiment, **fingerprints, overwrite=overwrite)
-    with run.held(), progress or Progress() as shown, _stop_signal() as stopped:
+    with run.held(), progress or Progress() as shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)
     return run
 
@@ -367,17 +364,3 @@ def load_start(experiment: Experiment, specs: Sequence[Kind], base: Base) -> Sub
 def _reasons(corpus: Corpus) -> str:
     shown = [str(problem) for problem in corpus.problems[:5]]
     return " ".join(shown) if shown else "The corpus has no speaker with the role, names and limit that were asked for."
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a question that the run asks itself after every step."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)

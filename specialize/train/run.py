@@ -4,12 +4,14 @@ import fcntl
 import json
 import platform
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from specialize import __version__
 from specialize.errors import ConfigError
@@ -21,25 +23,24 @@ _HARMLESS = ("tensorboard", "wandb", "save_seconds", "corpus.cache", "runs")
 """Fields that change nothing of what comes of a run, so that it may go on with others."""
 
 
-class Run:
-    """The folder of a run.
+class RunFolder:
+    """The folder of what was asked for, of either kind. Its `config.json` holds the experiment and its versions."""
 
-    `config.json` (the experiment, its versions), `submodels/<speaker>/`, `jobs.jsonl` (what came of each job),
-    `metrics.jsonl`, `problems.json` (what was left out of the corpus, and why), `state/` (to go on from, while it has
-    not ended) and, when it has, `summary.json`. `specialize evaluate` adds `results.json`, `transcripts.jsonl` and
-    `report.html`.
-    """
+    _OF: ClassVar[type[Any]]
+    """What `config.json` describes."""
+    _COMMAND: ClassVar[str]
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         if not (self.folder / "config.json").is_file():
-            raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `specialize train`.")
+            raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `{self._COMMAND}`.")
         self.config = json.loads((self.folder / "config.json").read_text())
-        self.experiment: Experiment = from_json(Experiment, self.config["experiment"])
-        self.store = SubmodelStore(self.folder / "submodels")
+        if self.config.get("kind", Experiment.__name__) != self._OF.__name__:
+            raise ConfigError(f"'{folder}' is a {self.config['kind']}, and no run of `{self._COMMAND}`.")
+        self.experiment: Any = from_json(self._OF, self.config["experiment"])
 
     @classmethod
-    def begin(cls, experiment: Experiment, *, base: str, corpus: str, overwrite: bool = False) -> "Run":
+    def begin(cls, experiment: Any, *, base: str, corpus: str, overwrite: bool = False) -> Any:
         """Opens the run of this name to go on with it, or makes its folder.
 
         Args:
@@ -54,6 +55,7 @@ class Run:
         """
         folder = experiment.folder
         config = {
+            "kind": cls._OF.__name__,
             "experiment": to_json(experiment),
             "base": base,
             "corpus": corpus,
@@ -102,13 +104,31 @@ class Run:
 
     @property
     def base(self) -> str:
-        """Fingerprint of the base that the run's Submodels belong to."""
+        """Fingerprint of the base that it began with."""
         return self.config["base"]
 
     def read(self, name: str) -> Any:
         """JSON data of a file of the run; None if it has not been written."""
         path = self.folder / name
         return json.loads(path.read_text()) if path.is_file() else None
+
+
+class Run(RunFolder):
+    """The folder of a run.
+
+    `config.json` (the experiment, its versions), `submodels/<speaker>/`, `jobs.jsonl` (what came of each job),
+    `metrics.jsonl`, `problems.json` (what was left out of the corpus, and why), `state/` (to go on from, while it has
+    not ended) and, when it has, `summary.json`. `specialize evaluate` adds `results.json`, `transcripts.jsonl` and
+    `report.html`.
+    """
+
+    _OF = Experiment
+    _COMMAND = "specialize train"
+    experiment: Experiment
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.store = SubmodelStore(self.folder / "submodels")
 
 
 @contextmanager
@@ -137,3 +157,17 @@ def write_json(path: Path, data: Any) -> None:
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     beside.replace(path)
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a question that the run asks itself after every step."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

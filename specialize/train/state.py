@@ -1,4 +1,4 @@
-"""What a run needs to go on after it was killed: the cohort on its devices, and where the schedule is."""
+"""What a run needs to go on after it was killed: the arrays on its devices, and JSON data beside them."""
 
 import contextlib
 import json
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from specialize.errors import StoreError
-from specialize.train.step import CohortState
 
 FORMAT = 1
 """Version of what is saved."""
@@ -58,13 +57,13 @@ class StateFolder:
             )
         return Saved(checkpoint.step, data["progress"])
 
-    def load(self, saved: Saved, like: CohortState) -> CohortState:
-        """The cohort of a saved state, laid out as `like` is.
+    def load(self, saved: Saved, like: Any) -> Any:
+        """The arrays of a saved state, as the tree that `like` is, and laid out so.
 
         Raises:
             StoreError: it cannot be read.
         """
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _tree(like))
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _plain(like))
         try:
             tree: Any = self._checkpointer.load(saved.number, shapes)
         except Exception as error:  # Orbax raises many types.
@@ -72,11 +71,14 @@ class StateFolder:
                 f"State {saved.number} in '{self.folder}' cannot be read: {error}. Remove its folder to go on from the "
                 "state before, or begin anew with --overwrite."
             ) from error
-        moments = like.moments._replace(**tree["moments"])
-        return CohortState(tree["submodel"], moments, tree["step"], tree["skipped"], tree["best"])
+        return _typed(tree, like)
 
-    def save(self, state: CohortState, progress: dict[str, Any]) -> None:
+    def save(self, state: Any, progress: dict[str, Any]) -> None:
         """Begins to save; the arrays are copied before this returns, and the caller may donate them.
+
+        Args:
+            state: a tree of arrays; dicts and named tuples.
+            progress: JSON data.
 
         Raises:
             StoreError: the save before this one failed, or this one cannot begin.
@@ -88,7 +90,7 @@ class StateFolder:
         )  # it is written later, when the caller's has changed
         try:
             self._pending = self._checkpointer.save_async(
-                number, self._copy(_tree(state)), custom_metadata={"format": FORMAT, "progress": progress}
+                number, self._copy(_plain(state)), custom_metadata={"format": FORMAT, "progress": progress}
             )
         except Exception as error:  # Orbax raises many types.
             self._reopen()
@@ -131,6 +133,15 @@ class StateFolder:
         self._checkpointer = self._open()
 
 
-def _tree(state: CohortState) -> dict[str, Any]:
-    """Plain dicts, whose names the file shows; an absent part would fail to load."""
-    return state._asdict() | {"moments": state.moments._asdict()}
+def _plain(tree: Any) -> Any:
+    """Named tuples as dicts, whose names the file shows."""
+    if hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    return {name: _plain(value) for name, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _typed(tree: Any, like: Any) -> Any:
+    """What `_plain` made, with the types of `like`."""
+    if hasattr(like, "_asdict"):
+        return type(like)(**{name: _typed(tree[name], value) for name, value in like._asdict().items()})
+    return {name: _typed(tree[name], value) for name, value in like.items()} if isinstance(like, dict) else tree
