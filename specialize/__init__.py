@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from specialize.base import Base, import_base, load_base
+    from specialize.base import Base, ConformerConfig, TransducerConfig, import_base, load_base
     from specialize.corpus import CorpusConfig
     from specialize.errors import SpecializeError
     from specialize.serve import Recognizer
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
         load_submodel,
         save_submodel,
     )
-    from specialize.train import CohortConfig, Experiment, HyperParameters, Run, Stopping
+    from specialize.train import CohortConfig, Experiment, HyperParameters, Pretraining, Run, Stopping
 
 _HOMES = {
-    "specialize.base": ("Base", "import_base", "load_base"),
+    "specialize.base": ("Base", "ConformerConfig", "TransducerConfig", "import_base", "load_base"),
     "specialize.corpus": ("CorpusConfig",),
     "specialize.errors": ("SpecializeError",),
     "specialize.serve": ("Recognizer",),
@@ -45,19 +45,21 @@ _HOMES = {
         "load_submodel",
         "save_submodel",
     ),
-    "specialize.train": ("CohortConfig", "Experiment", "HyperParameters", "Run", "Stopping"),
+    "specialize.train": ("CohortConfig", "Experiment", "HyperParameters", "Pretraining", "Run", "Stopping"),
 }
 
 __all__ = [
     "Base",
     "BiasOnly",
     "CohortConfig",
+    "ConformerConfig",
     "CorpusConfig",
     "Experiment",
     "FullWeights",
     "HyperParameters",
     "LayerNormOnly",
     "LoRA",
+    "Pretraining",
     "Recognizer",
     "ResidualAdapter",
     "Run",
@@ -65,6 +67,7 @@ __all__ = [
     "Stopping",
     "StoredSubmodel",
     "SubmodelStore",
+    "TransducerConfig",
     "__version__",
     "import_base",
     "load_base",

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"specialize {name}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        again = "; the same command goes on from the last state that was saved" if name == "train" else ""
+        again = "; the same command goes on from the last state that was saved" if name in ("train", "pretrain") else ""
         print(f"specialize {name}: interrupted{again}", file=sys.stderr)
         sys.exit(130)
 
@@ -63,14 +63,19 @@ def _overview() -> str:
     )
 
 
-def load_experiment(file: Path) -> Any:
+def load_experiment(file: Path, kind: Any = None) -> Any:
     """The `experiment` that a Python file exposes.
 
+    Args:
+        file: the Python file.
+        kind: what it must be; None is an Experiment, of Submodels.
+
     Raises:
-        ConfigError: there is no such file, it cannot be run, or it has no Experiment of that name.
+        ConfigError: there is no such file, it cannot be run, or it has no experiment of that kind.
     """
     from specialize.train import Experiment
 
+    kind = kind or Experiment
     if not file.is_file():
         raise ConfigError(f"There is no experiment file '{file}'.")
     spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
@@ -86,8 +91,8 @@ def load_experiment(file: Path) -> Any:
     except Exception as error:
         raise ConfigError(f"'{file}' cannot be run: {type(error).__name__}: {error}") from error
     experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, Experiment):
-        raise ConfigError(f"'{file}' must expose `experiment`, a specialize.train.Experiment; it has {experiment!r}.")
+    if not isinstance(experiment, kind):
+        raise ConfigError(f"'{file}' must expose `experiment`, a specialize.{kind.__name__}; it has {experiment!r}.")
     return experiment
 
 
@@ -162,6 +167,39 @@ def train(words: list[str]) -> None:
         f"slots busy {summary['slots_busy']:.1%}: {run.folder}"
     )
     print(f"next: specialize evaluate {run.folder}")
+
+
+def pretrain(words: list[str]) -> None:
+    """Train a base, from scratch or on from another: `specialize pretrain experiments/FILE.py [--field value …]`."""
+    from specialize.train import Pretraining
+    from specialize.train import pretrain as run_pretraining
+
+    if not words or words[0].startswith("-"):
+        print("usage: specialize pretrain EXPERIMENT.py [--field value …]\n\nThe fields are the experiment's own:")
+        print("specialize pretrain EXPERIMENT.py --help")
+        sys.exit(0 if words and words[0] in ("-h", "--help") else 2)
+    file = Path(words[0])
+    experiment = load_experiment(file, Pretraining)
+
+    @dataclass(frozen=True)
+    class Pretrain:
+        experiment: Annotated[Pretraining, tyro.conf.arg(name="")]
+        overwrite: bool = False
+        """Replace the run of this name, if there is one."""
+
+    command = tyro.cli(
+        Pretrain,
+        args=words[1:],
+        default=Pretrain(experiment),
+        prog=f"specialize pretrain {file}",
+        description="Train a base on the pooled speech of many people, over all devices at once.",
+    )
+    run = run_pretraining(command.experiment, overwrite=command.overwrite)
+    summary = run.read("summary.json")
+    print(
+        f"{summary['parameters']:,} parameters, dev loss {summary['dev_loss']:.4f} at step {summary['best_step']}, "
+        f"{summary['epochs']} epochs of {summary['hours']} h in {summary['seconds']:.0f} s: {run.base_folder}"
+    )
 
 
 def evaluate(words: list[str]) -> None:
@@ -268,8 +306,8 @@ def corpus(words: list[str]) -> None:
         """Only these speakers; none named means all."""
         limit: int | None = None
         """Only the first so many speakers, in the order of the manifest."""
-        text: Literal["sentence", "verbatim"] = "sentence"
-        """Training targets as sentences (capital, full stop) or exactly as in the manifest."""
+        text: Literal["base", "verbatim"] = "base"
+        """Training targets as the base writes, or exactly as in the manifest."""
         cache: Path | None = None
         """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
         strict: bool = False
@@ -315,6 +353,7 @@ def inspect(words: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "pretrain": pretrain,
     "evaluate": evaluate,
     "transcribe": transcribe,
     "import-base": import_base,

@@ -4,12 +4,23 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import tokenizers
 
-from specialize.base import Base, Batch, Tokenizer, Whisper, WhisperConfig
+from specialize.base import (
+    Base,
+    Batch,
+    ConformerConfig,
+    Tokenizer,
+    TransducerConfig,
+    Whisper,
+    WhisperConfig,
+    character_tokenizer,
+    conformer,
+)
 
 START, END, QUIET = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 
@@ -74,17 +85,101 @@ def talking_whisper(seed: int = 9) -> Base:
     return Base.make(architecture, params, base.tokenizer)
 
 
+ALPHABET = " 'abcdefghijklmnopqrstuvwxyz"
+
+
+def tiny_conformer_ctc(width: int = 16, layers: int = 1, seed: int = 0) -> Base:
+    """A Conformer of `layers` layers with CTC over letters that hears up to 5 s."""
+    return _tiny_conformer("ctc", width, layers, seed)
+
+
+def tiny_conformer_transducer(width: int = 16, layers: int = 1, seed: int = 0) -> Base:
+    """The same with a transducer."""
+    return _tiny_conformer("transducer", width, layers, seed)
+
+
+@functools.cache
+def _tiny_conformer(head: Literal["ctc", "transducer"], width: int, layers: int, seed: int) -> Base:
+    config = ConformerConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        conv_kernel_size=5,
+        num_mel_bins=16,
+        subsampling_factor=4,
+        subsampling_conv_channels=4,
+    )
+    tokenizer = character_tokenizer(ALPHABET)
+    architecture = conformer(config, tokenizer, head=head, transducer=TransducerConfig(width, 1))
+    architecture = dataclasses.replace(architecture, max_seconds=5.0)
+    params = jax.tree.map(np.asarray, architecture.init(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda p: (p + 0.05 * rng.standard_normal(p.shape)).astype(np.float32), params)
+    return Base.make(architecture, params, tokenizer)
+
+
+@functools.cache
+def talking_conformer_ctc(seed: int = 11) -> Base:
+    """A tiny Conformer whose texts differ with the audio and from frame to frame."""
+    base = tiny_conformer_ctc(seed=seed)
+    params = jax.tree.map(np.copy, base.params)
+    rng = np.random.default_rng(seed)
+    _shout(params, rng)
+    head = params["ctc_head"]
+    head["kernel"][:] = rng.standard_normal(head["kernel"].shape)
+    head["bias"][:] = 0.0
+    return Base.make(base.architecture, params, base.tokenizer)
+
+
+@functools.cache
+def talking_conformer_transducer(seed: int = 11) -> Base:
+    """The same with a transducer, whose texts depend on what it has written too."""
+    base = tiny_conformer_transducer(seed=seed)
+    params = jax.tree.map(np.copy, base.params)
+    rng = np.random.default_rng(seed)
+    _shout(params, rng)
+    params["encoder_projector"]["kernel"] *= 3.0
+    params["decoder"]["embedding"]["embedding"] *= 5.0
+    params["decoder"]["decoder_projector"]["kernel"] *= 5.0
+    head = params["joint"]["head"]
+    head["kernel"][:] = rng.standard_normal(head["kernel"].shape)
+    head["bias"][:] = 0.0
+    head["bias"][base.tokenizer.end] = 3.0
+    return Base.make(base.architecture, params, base.tokenizer)
+
+
+def _shout(params: Any, rng: np.random.Generator) -> None:
+    """Makes an encoder's result differ much from frame to frame."""
+    for name in ("layers_0", "layers_2", "layers_3", "linear"):
+        kernel = params["encoder"]["subsampling"][name]["kernel"]
+        kernel[:] = rng.standard_normal(kernel.shape)
+    layer = params["encoder"]["layers_0"]
+    for name, strength in (("linear1", 1.0), ("linear2", 3.0)):
+        for half in ("feed_forward1", "feed_forward2"):
+            kernel = layer[half][name]["kernel"]
+            kernel[:] = strength * rng.standard_normal(kernel.shape)
+
+
 def whisper_of(base: Base) -> Whisper:
     """The architecture of a base that is a Whisper."""
     assert isinstance(base.architecture, Whisper)
     return base.architecture
 
 
-BASES: dict[str, Callable[[], Base]] = {"whisper": tiny_whisper}
+BASES: dict[str, Callable[[], Base]] = {
+    "whisper": tiny_whisper,
+    "conformer-ctc": tiny_conformer_ctc,
+    "conformer-transducer": tiny_conformer_transducer,
+}
 """Every architecture, for tests of what all must do."""
 
 
-TALKING: dict[str, Callable[[], Base]] = {"whisper": talking_whisper}
+TALKING: dict[str, Callable[[], Base]] = {
+    "whisper": talking_whisper,
+    "conformer-ctc": talking_conformer_ctc,
+    "conformer-transducer": talking_conformer_transducer,
+}
 """Every architecture, with parameters that make decoding worth a test."""
 
 
@@ -95,11 +190,13 @@ def random_batch(base: Base, rows: int = 3, seconds: float = 1.0, labels: int = 
     samples = np.array([n - row * n // (2 * rows) for row in range(rows)], np.int32)
     lengths = np.array([labels - row * labels // (2 * rows) for row in range(rows)], np.int32)
     audio = 0.1 * rng.standard_normal((rows, n)).astype(np.float32)
-    texts = rng.integers(10, 200, (rows, labels)).astype(np.int32)
+    plain = base.tokenizer.style == "plain"
+    texts = rng.integers(0 if plain else 10, base.tokenizer.end if plain else 200, (rows, labels)).astype(np.int32)
     batch = Batch(audio, samples, texts, lengths)
     for row in range(rows):
         audio[row, samples[row] :] = 0.0
-        texts[row, lengths[row] - 1] = base.tokenizer.end
+        if not plain:
+            texts[row, lengths[row] - 1] = base.tokenizer.end
         texts[row, lengths[row] :] = 0
     return batch
 

@@ -1,6 +1,6 @@
 """The contract between an architecture and the rest: everything else is written against these names."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
@@ -46,6 +46,10 @@ class Architecture(Hashable, Protocol):
     @property
     def max_labels(self) -> int:
         """The longest label sequence that `losses` takes."""
+        ...
+
+    def min_samples(self, labels: Sequence[int]) -> int:
+        """The shortest utterance that can have these labels, in samples."""
         ...
 
     def losses(self, params: Any, batch: Batch, *, augment: Augment | None = None) -> Losses:

@@ -15,13 +15,16 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from specialize.base.architecture import Architecture
+from specialize.base.conformer import ConformerCTC, ConformerTransducer
+from specialize.base.conformer_model import ConformerConfig
 from specialize.base.tokenizer import Tokenizer
+from specialize.base.transducer_model import TransducerConfig
 from specialize.base.whisper import Whisper
 from specialize.base.whisper_model import WhisperConfig
 from specialize.errors import BaseModelError
 
 FORMAT = 1
-_RUNTIME = ("context", "tail", "tokens_per_second")
+_RUNTIME = ("context", "tail", "tokens_per_second", "max_seconds", "max_symbols", "beam")
 """Fields of an architecture that say how it is used, not what it is: no part of the fingerprint."""
 
 
@@ -31,7 +34,23 @@ def _whisper(data: dict[str, Any]) -> Whisper:
     return Whisper(**fields)
 
 
-ARCHITECTURES: dict[str, tuple[type, Any]] = {"whisper": (Whisper, _whisper)}
+def _conformer_ctc(data: dict[str, Any]) -> ConformerCTC:
+    fields: dict[str, Any] = {**data, "config": ConformerConfig(**data["config"])}
+    return ConformerCTC(**fields)
+
+
+def _conformer_transducer(data: dict[str, Any]) -> ConformerTransducer:
+    sizes = data["transducer"] | {"durations": tuple(data["transducer"]["durations"])}
+    fields: dict[str, Any] = {**data, "config": ConformerConfig(**data["config"])}
+    fields["transducer"] = TransducerConfig(**sizes)
+    return ConformerTransducer(**fields)
+
+
+ARCHITECTURES: dict[str, tuple[type, Any]] = {
+    "whisper": (Whisper, _whisper),
+    "conformer-ctc": (ConformerCTC, _conformer_ctc),
+    "conformer-transducer": (ConformerTransducer, _conformer_transducer),
+}
 """Architectures by the name in `base.json`: the class, and how to make one from its JSON data."""
 
 
@@ -64,6 +83,19 @@ class Base:
         changed = dataclasses.replace(self.architecture, context=context)  # pyright: ignore[reportArgumentType]
         return dataclasses.replace(self, architecture=changed)
 
+    def with_beam(self, beam: int) -> "Base":
+        """The same base, decoding with so many hypotheses.
+
+        Raises:
+            BaseModelError: the architecture decodes greedily only.
+        """
+        if beam == 1:
+            return self
+        if not hasattr(self.architecture, "beam"):
+            raise BaseModelError(f"{type(self.architecture).__name__} decodes greedily; it has no beam of {beam}.")
+        changed = dataclasses.replace(self.architecture, beam=beam)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, architecture=changed)
+
     def alone(self) -> "Base":
         """The base as it is best without a Submodel: a Whisper with its whole window, for it loops on crops."""
         return self.with_context("full") if hasattr(self.architecture, "context") else self
@@ -75,7 +107,10 @@ def fingerprint(architecture: Architecture, params: Any, tokenizer: Tokenizer) -
     identity = {k: v for k, v in config.items() if k not in _RUNTIME}
     front_end = dataclasses.asdict(architecture.front_end) if hasattr(architecture, "front_end") else {}  # pyright: ignore
     digest = hashlib.sha256()
-    digest.update(json.dumps([name, identity, front_end, tokenizer.end], sort_keys=True).encode())
+    described = [name, identity, front_end, tokenizer.end]
+    if tokenizer.style != "whisper":  # which bases of the first format all are
+        described.append(tokenizer.style)
+    digest.update(json.dumps(described, sort_keys=True).encode())
     digest.update(hashlib.sha256(tokenizer.definition.encode()).digest())
     for path, leaf in sorted(_leaves(params)):
         array = np.ascontiguousarray(np.asarray(leaf))
@@ -111,7 +146,8 @@ def save_base(base: Base, folder: Path) -> None:
     try:
         name, config = _describe(base.architecture)
         data = {"format": FORMAT, "architecture": name, "fingerprint": base.fingerprint, "end": base.tokenizer.end}
-        (beside / "base.json").write_text(json.dumps(data | {"config": config}, indent=1) + "\n")
+        data |= {"tokenizer": base.tokenizer.style, "config": config}
+        (beside / "base.json").write_text(json.dumps(data, indent=1) + "\n")
         (beside / "tokenizer.json").write_text(base.tokenizer.definition, encoding="utf-8")
         ocp.save(epath.Path(beside.absolute() / "params"), base.params)
         beside.chmod(0o755)
@@ -152,7 +188,8 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
             f"'{folder}' has the architecture '{data['architecture']}'; known are {', '.join(ARCHITECTURES)}."
         )
     architecture = ARCHITECTURES[data["architecture"]][1](data["config"])
-    tokenizer = Tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), data["end"])
+    definition = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = Tokenizer(definition, data["end"], data.get("tokenizer", "whisper"))
     try:
         params = ocp.load(epath.Path(folder.absolute() / "params"))
     except Exception as error:  # Orbax raises many types for damaged folders.

@@ -1,4 +1,4 @@
-"""Log-mel features as Whisper's, in JAX, computed for each row from its own samples alone."""
+"""Log-mel features as Whisper's and as Parakeet's, in JAX, computed for each row from its own samples alone."""
 
 import functools
 from dataclasses import dataclass
@@ -59,6 +59,58 @@ class LogMel:
     def mask(self, samples: Int[Array, "B"], frames: int) -> Bool[Array, "B T"]:
         """Which of `frames` frames belong to each row."""
         return jnp.arange(frames)[None, :] < self.frames(samples)[:, None]
+
+
+@dataclass(frozen=True)
+class ParakeetMel:
+    """Log-mel spectrogram of NVIDIA's Parakeet, as `ParakeetFeatureExtractor` computes it.
+
+    Pre-emphasis, and each mel band brought to mean 0 and deviation 1 over the utterance.
+    """
+
+    mels: int = 80
+    """M, mel bands."""
+    sample_rate: int = 16_000
+    """Hz."""
+    window: int = 400
+    """Samples of a symmetric Hann window, 25 ms, in the middle of the FFT."""
+    fft: int = 512
+    """Length of the FFT."""
+    hop: int = 160
+    """Samples between frames, 10 ms."""
+    preemphasis: float = 0.97
+    """Share of the sample before that is taken away."""
+
+    def frames(self, samples: Int[Array, "B"]) -> Int[Array, "B"]:
+        """How many frames an utterance has: one for each whole hop."""
+        return samples // self.hop
+
+    def __call__(self, audio: Float[Array, "B N"], samples: Int[Array, "B"]) -> Float[Array, "B T M"]:
+        """Features of T = N / hop frames, rounded down; those after a row's own frames are zero.
+
+        Args:
+            audio: samples in [-1, 1]. What comes after a row's `samples` is not read.
+            samples: valid samples of each row.
+        """
+        n = audio.shape[1]
+        valid = jnp.arange(n)[None, :] < samples[:, None]
+        audio = jnp.where(valid, audio, 0.0)
+        audio = jnp.where(valid, audio.at[:, 1:].add(-self.preemphasis * audio[:, :-1]), 0.0)
+        # The window lies in the middle of an FFT that is centred on the frame; what is beside it counts as zero.
+        half, frames = self.window // 2, n // self.hop
+        padded = jnp.pad(audio, ((0, 0), (half, half)))
+        starts = np.arange(frames)[:, None] * self.hop + np.arange(self.window)[None, :]
+        hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(self.window) / (self.window - 1))
+        spectrum = jnp.fft.rfft(padded[:, starts] * hann.astype(np.float32)[None, None, :], n=self.fft, axis=-1)
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        log = jnp.log(power @ _mel_filters(self.mels, self.fft, self.sample_rate) + 2.0**-24)
+        own = self.frames(samples)
+        inside = (jnp.arange(frames)[None, :] < own[:, None])[:, :, None]
+        count = own[:, None, None].astype(jnp.float32)
+        mean = jnp.sum(jnp.where(inside, log, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1.0)
+        squares = jnp.sum(jnp.where(inside, jnp.square(log - mean), 0.0), axis=1, keepdims=True)
+        deviation = jnp.sqrt(squares / jnp.maximum(count - 1.0, 1.0))
+        return jnp.where(inside, (log - mean) / (deviation + 1e-5), 0.0)
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """Text to token ids and back, by the checkpoint's own tokenizer."""
 
+import functools
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 
@@ -14,16 +16,23 @@ class TokenizerError(SpecializeError):
     """Text that a tokenizer cannot make."""
 
 
+Style = Literal["whisper", "plain"]
+_BLANK = "<blank>"
+_PUNCTUATION = '.,?!;:"()[]…“”„–—-'
+
+
 class Tokenizer:
-    """A byte-level BPE as Whisper's.
+    """Text to labels and back.
 
     Args:
         definition: contents of a `tokenizer.json`.
-        end: id of the token that ends a transcript.
+        end: id that ends a transcript and fills up the rest of a row; the blank where labels have no end.
+        style: `whisper` puts a space before a text and its end after it, and writes sentences; `plain` labels are the
+            text and nothing else.
     """
 
-    def __init__(self, definition: str, end: int):
-        self.definition, self.end = definition, end
+    def __init__(self, definition: str, end: int, style: Style = "whisper"):
+        self.definition, self.end, self.style = definition, end, style
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises plain Exception
@@ -36,7 +45,7 @@ class Tokenizer:
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` after a space, as transcripts begin, and the id of the end.
+        """Labels of `text`: its ids, in the style of Whisper after a space, as transcripts begin, and with the end.
 
         Raises:
             TokenizerError: the text is empty, has the tokenizer's own markup in it, or does not come back as it was.
@@ -46,10 +55,28 @@ class Tokenizer:
             raise TokenizerError("The text is empty.")
         if self._special is not None and (markup := self._special.search(text)):
             raise TokenizerError(f"The text has '{markup.group()}' in it, which is markup of the tokenizer.")
-        ids = self._tokenizer.encode(" " + text, add_special_tokens=False).ids
-        if (back := self.decode(ids)) != text:
+        whisper = self.style == "whisper"
+        ids = self._tokenizer.encode(" " + text if whisper else text, add_special_tokens=False).ids
+        if (back := self._tokenizer.decode(ids, skip_special_tokens=True).strip()) != text:
             raise TokenizerError(f"The tokenizer cannot make this text: '{text}' comes back as '{back}'.")
-        return [*ids, self.end]
+        return [*ids, self.end] if whisper else ids
+
+    def adapt(self, text: str) -> str:
+        """`text` as this base writes: a sentence in the style of Whisper (see `sentence_case`).
+
+        Otherwise in small letters where the tokenizer has no capitals, and without the punctuation that it lacks.
+        """
+        if self.style == "whisper":
+            return sentence_case(text)
+        if not self._makes("A"):
+            text = text.lower()
+        lacking = {mark: " " for mark in set(text) & set(_PUNCTUATION) if not self._makes(mark)}
+        return " ".join(text.translate(str.maketrans(lacking)).split())
+
+    @functools.cache  # noqa: B019  (a tokenizer lives as long as its base)
+    def _makes(self, text: str) -> bool:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the first end; markup is left out."""
@@ -61,6 +88,23 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of one token by its exact spelling; None if there is none."""
         return self._tokenizer.token_to_id(token)
+
+
+def character_tokenizer(alphabet: str) -> Tokenizer:
+    """A tokenizer with a token for each character of `alphabet`, in its order, and the blank after them.
+
+    Raises:
+        BaseModelError: a character is there twice, or none is.
+    """
+    if not alphabet or len(set(alphabet)) < len(alphabet):
+        raise BaseModelError(f"The alphabet '{alphabet}' must have every character once.")
+    vocabulary = {character: index for index, character in enumerate([*alphabet, _BLANK])}
+    # A character of no token becomes the blank, which `encode` then finds missing from the text.
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=_BLANK))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")  # type: ignore[assignment]
+    made.decoder = tokenizers.decoders.Fuse()  # type: ignore[assignment]
+    made.add_special_tokens([_BLANK])
+    return Tokenizer(made.to_str(), len(alphabet), "plain")
 
 
 def read_definition(folder: Path) -> str:

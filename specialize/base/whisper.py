@@ -1,6 +1,7 @@
 """Whisper (Radford et al. 2022, arXiv 2212.04356) as an architecture: losses and greedy decoding from audio."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -103,6 +104,10 @@ class Whisper:
     ) -> Float[Array, "B U V"]:
         """Logits of the token after each of `tokens`, prompt included, by teacher forcing."""
         return self._apply(params, *self.features(audio, samples), tokens)
+
+    def min_samples(self, labels: Sequence[int]) -> int:
+        """One: the decoder writes as much as it likes."""
+        return 1
 
     def losses(self, params: Any, batch: Batch, *, augment: Augment | None = None) -> Losses:
         """Cross-entropy of the labels (text and end) after the prompt, by teacher forcing.

@@ -23,8 +23,9 @@ class CorpusConfig:
     """Only the first so many speakers, in the order of the manifest."""
     pool: str | None = None
     """Treat all chosen speakers as one of this name: how one Submodel for many people is trained."""
-    text: Literal["sentence", "verbatim"] = "sentence"
-    """Training targets as sentences (capital, full stop), as Whisper writes them, or exactly as in the manifest."""
+    text: Literal["base", "verbatim"] = "base"
+    """Training targets as the base writes (sentences for Whisper, small letters where it has no others), or exactly as
+    in the manifest."""
     cache: Path | None = None
     """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
     strict: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from specialize.base import Base, sentence_case
+from specialize.base import Base
 from specialize.corpus.builder import BuiltCorpus, build_corpus
 from specialize.corpus.config import CorpusConfig
 from specialize.corpus.manifest import Problem, Row
@@ -194,11 +194,14 @@ def _utterance(row: Row, place: int, samples: int, style: str, base: Base | None
         seconds, most = samples / architecture.sample_rate, architecture.max_samples / architecture.sample_rate
         return problem(f"It is {seconds:.1f} s long; this base takes at most {most:.1f} s. Cut it.")
     try:
-        labels = base.tokenizer.encode(sentence_case(row.text) if style == "sentence" else row.text)
+        labels = base.tokenizer.encode(base.tokenizer.adapt(row.text) if style == "base" else row.text)
     except SpecializeError as error:
         return problem(str(error))
     if len(labels) > architecture.max_labels:
         return problem(f"Its text has {len(labels)} tokens; this base takes at most {architecture.max_labels}.")
+    if samples < (least := architecture.min_samples(labels)):
+        seconds, needed = samples / architecture.sample_rate, least / architecture.sample_rate
+        return problem(f"It is {seconds:.2f} s long; for its text this base needs {needed:.2f} s.")
     return dataclasses.replace(utterance, labels=tuple(labels))
 
 

@@ -3,6 +3,7 @@
 from specialize.train.experiment import CohortConfig, Experiment
 from specialize.train.jobs import HyperParameters, Job
 from specialize.train.loop import CohortTrainer, Finished
+from specialize.train.pretrain import Pretraining, PretrainRun, pretrain
 from specialize.train.programs import Plan, plan, train
 from specialize.train.run import Run
 from specialize.train.schedule import Schedule, Stopping
@@ -17,9 +18,12 @@ __all__ = [
     "HyperParameters",
     "Job",
     "Plan",
+    "PretrainRun",
+    "Pretraining",
     "Run",
     "Schedule",
     "Stopping",
     "plan",
+    "pretrain",
     "train",
 ]

@@ -16,7 +16,7 @@ import tokenizers
 from safetensors.numpy import save_file
 
 from specialize.base import Base, import_base, load_base, save_base
-from specialize.base.huggingface import _tensor_name
+from specialize.base.import_whisper import _tensor
 from specialize.errors import BaseModelError
 from tests.bases import END, QUIET, START, byte_tokenizer, tiny_whisper, whisper_of
 
@@ -25,8 +25,8 @@ def tensors(base: Base) -> dict[str, np.ndarray]:
     """The base's parameters under Hugging Face's names and axes."""
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(base.params)[0]:
-        name, axes = _tensor_name(tuple(key.key for key in path))
-        found[name] = np.ascontiguousarray(np.asarray(leaf).transpose(np.argsort(axes)) if axes else leaf)
+        name, change = _tensor(tuple(key.key for key in path))
+        found[name] = np.ascontiguousarray(leaf if change is None else change(np.asarray(leaf)))  # its own inverse
     return found
 
 

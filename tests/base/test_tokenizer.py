@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specialize.base import Tokenizer, TokenizerError, sentence_case
+from specialize.base import Tokenizer, TokenizerError, character_tokenizer, sentence_case
 from specialize.base.tokenizer import read_definition
 from specialize.errors import BaseModelError
 from tests.bases import END, byte_tokenizer, tiny_whisper
@@ -109,3 +109,34 @@ def test_a_sentence_stays_as_it_is():
     for length in range(300):
         sentence = sentence_case("".join(rng.choice(letters, length % 30)))
         assert sentence_case(sentence) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "adapted"),
+    [
+        ("Turn ON the light.", "turn on the light"),
+        ("Well, that's it!", "well that's it"),
+        ("a-b…c", "a b c"),
+        ("two  words", "two words"),
+        ("7 cats", "7 cats"),
+    ],
+)
+def test_text_is_adapted_to_an_alphabet_of_small_letters(text, adapted):
+    assert character_tokenizer(" 'abcdefghijklmnopqrstuvwxyz").adapt(text) == adapted
+
+
+def test_text_is_adapted_no_more_than_an_alphabet_needs():
+    assert character_tokenizer(" ABab.,").adapt("Ab, a. B!") == "Ab, a. B"
+
+
+def test_characters_outside_an_alphabet_are_named_by_what_is_left():
+    tokenizer = character_tokenizer("abc ")
+    assert tokenizer.decode(tokenizer.encode("cab a")) == "cab a"
+    with pytest.raises(TokenizerError, match="'7 cab' comes back as 'cab'"):
+        tokenizer.encode("7 cab")
+
+
+def test_an_alphabet_has_each_character_once():
+    for alphabet in ("", "aba"):
+        with pytest.raises(BaseModelError, match="once"):
+            character_tokenizer(alphabet)

@@ -1,0 +1,33 @@
+"""The base in the package: a small Conformer with CTC over letters, from synthetic speech alone.
+
+pip install espeakng-loader==0.2.4
+python experiments/synthetic/make_corpus.py corpora/synthetic_base --part base
+specialize pretrain experiments/embedded_base.py
+"""
+
+from pathlib import Path
+
+from specialize.base import ConformerConfig
+from specialize.corpus import CorpusConfig
+from specialize.train import Pretraining
+
+experiment = Pretraining(
+    name="embedded_base",
+    corpora=(CorpusConfig(manifest=Path("corpora/synthetic_base/manifest.jsonl")),),
+    model=ConformerConfig(
+        hidden_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=384,
+        conv_kernel_size=9,
+        num_mel_bins=64,
+        subsampling_factor=4,
+        subsampling_conv_channels=32,
+    ),
+    steps=4000,
+    seconds=160.0,
+    learning_rate=2e-3,
+    warmup=300,
+    average=0.998,
+    every=200,
+)

@@ -1,0 +1,116 @@
+"""Hugging Face checkpoint folders: their JSON files, their tensors, and how those fill a parameter tree."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from specialize.errors import BaseModelError
+
+Rename = Callable[[tuple[str, ...]], tuple[str, Callable[[np.ndarray], np.ndarray] | None]]
+"""From the path of a parameter to the name of its tensor, and what makes the one of the other."""
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The folder `source`, or what the hub has under that name.
+
+    Raises:
+        BaseModelError: there is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise BaseModelError(f"There is no folder '{source}', and it is not a name on the hub (organisation/model).")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "merges.txt"]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except Exception as error:  # network, name and authorisation errors have no common type
+        raise BaseModelError(f"There is no folder '{source}', and the hub did not give it: {error}") from error
+
+
+def read_json(folder: Path, name: str, optional: bool = False) -> dict[str, Any]:
+    """One of the JSON files; empty if it is missing and `optional`.
+
+    Raises:
+        BaseModelError: it is missing, or not JSON.
+    """
+    path = folder / name
+    if not path.is_file():
+        if optional:
+            return {}
+        raise BaseModelError(f"'{folder}' has no {name}; it is not a Hugging Face checkpoint folder.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BaseModelError(f"'{path}' is not valid JSON: {error}") from error
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of single or sharded safetensors, as float32.
+
+    Raises:
+        BaseModelError: a file is missing or damaged.
+    """
+    index = read_json(folder, "model.safetensors.index.json", optional=True)
+    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    tensors = {}
+    for name in names:
+        if not (folder / name).is_file():
+            hint = " Save it as safetensors first." if (folder / "pytorch_model.bin").is_file() else ""
+            raise BaseModelError(f"'{folder}' has no {name}.{hint}")
+        try:
+            # JAX's reader knows bfloat16, which numpy's does not.
+            with safe_open(folder / name, framework="flax") as file:
+                for key in file.keys():  # noqa: SIM118  (not a dict)
+                    tensors[key] = np.asarray(file.get_tensor(key)).astype(np.float32)
+        except SafetensorError as error:
+            raise BaseModelError(f"'{folder / name}' cannot be read: {error}") from error
+    return tensors
+
+
+def fill(
+    shapes: Any, tensors: dict[str, np.ndarray], rename: Rename, folder: Path, *, ignored: tuple[str, ...] = ()
+) -> Any:
+    """A parameter tree of `shapes` out of tensors; all must be used, and all must fit.
+
+    Args:
+        shapes: tree of arrays or of their shapes.
+        tensors: by name.
+        rename: which tensor a parameter is.
+        folder: for messages.
+        ignored: ends of the names of tensors that are not needed.
+
+    Raises:
+        BaseModelError: tensors are missing, unknown or misshapen.
+    """
+    used, problems = set(), []
+
+    def leaf(path: tuple[str, ...], shape: Any) -> np.ndarray:
+        name, change = rename(path)
+        tensor = tensors.get(name, tensors.get(name.removeprefix("model.")))
+        if tensor is None:
+            problems.append(f"{name} is missing")
+            return np.zeros(shape.shape, np.float32)
+        used.update((name, name.removeprefix("model.")))
+        tensor = tensor if change is None else change(tensor)
+        if tensor.shape != shape.shape:
+            problems.append(f"{name} has shape {tensor.shape}, expected {shape.shape}")
+        return np.ascontiguousarray(tensor)
+
+    def walk(node: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(node, dict):
+            return {name: walk(child, (*path, name)) for name, child in node.items()}
+        return leaf(path, node)
+
+    params = walk(shapes, ())
+    problems += [f"{name} is not known" for name in sorted(set(tensors) - used) if not name.endswith(ignored)]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise BaseModelError(f"The tensors of '{folder}' do not fit its config.json: {shown}.")
+    return params

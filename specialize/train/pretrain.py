@@ -1,0 +1,420 @@
+"""Training of a base: all of its parameters, on the pooled speech of many people, over all devices at once."""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from specialize.base import (
+    Augment,
+    Base,
+    Batch,
+    ConformerConfig,
+    Tokenizer,
+    TransducerConfig,
+    character_tokenizer,
+    conformer,
+    load_base,
+)
+from specialize.base import save_base as write_base
+from specialize.base.architecture import Architecture
+from specialize.corpus import CorpusConfig, Epochs, Faults, JoinedCorpus, Shapes, need, open_corpus
+from specialize.errors import ConfigError, Preempted, StoreError
+from specialize.submodel import size
+from specialize.train.metrics import MetricsLog, TensorBoardLog
+from specialize.train.progress import Progress
+from specialize.train.run import RunFolder, stop_signal, write_json
+from specialize.train.state import StateFolder
+
+_DATA = "data"
+"""The mesh axis over which the rows of a batch are laid out."""
+_MAX_SKIPPED = 20
+"""Steps in a row that could not be taken, after which something is wrong."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A base to train. The fields are what `specialize pretrain FILE --help` lists."""
+
+    name: str
+    """Name of the run; its folder is `<runs>/<name>`, the base `<runs>/<name>/base`."""
+    corpora: tuple[CorpusConfig, ...]
+    """Whose speech to train on; all of it is pooled."""
+    model: ConformerConfig = field(default_factory=ConformerConfig)
+    """Sizes of the encoder."""
+    head: Literal["ctc", "transducer"] = "ctc"
+    """What is put on the encoder."""
+    transducer: TransducerConfig = field(default_factory=lambda: TransducerConfig(144, 1))
+    """Sizes of that, where it is a transducer."""
+    alphabet: str = " 'abcdefghijklmnopqrstuvwxyz"
+    """Characters that texts are made of; a text with another is left out."""
+    start: Path | None = None
+    """A base folder to go on from, with its architecture and its tokenizer; None begins with random parameters."""
+    steps: int = 10_000
+    """Steps."""
+    seconds: float = 160.0
+    """Padded audio of a step, on all devices; at least one utterance for each."""
+    sizes: int = 4
+    """Lengths that batches are padded to, at most. Each takes a compilation."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 500
+    """Steps over which the learning rate rises from zero; half a cosine takes it back to zero."""
+    weight_decay: float = 1e-2
+    """Decoupled decay of matrices and kernels."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    average: float = 0.999
+    """Decay of the running mean of parameters that becomes the base; 0 takes the parameters as they are."""
+    spec_augment: float = 0.5
+    """Strength of SpecAugment."""
+    every: int = 500
+    """Steps between two looks at the dev set."""
+    seed: int = 0
+    """Of parameters, orders and SpecAugment."""
+    save_seconds: float = 120.0
+    """Seconds between two saved states, from which a run that was killed goes on."""
+    runs: Path = Path("runs")
+    """Folder of runs."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too (extra `tensorboard`)."""
+
+    def __post_init__(self):
+        if not self.corpora:
+            raise ConfigError(f"'{self.name}' names no corpora.")
+        for name, least in (
+            ("steps", 1),
+            ("sizes", 1),
+            ("every", 1),
+            ("warmup", 0),
+            ("average", 0),
+            ("weight_decay", 0),
+        ):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name}={getattr(self, name)}, but it must be at least {least}.")
+        for name in ("seconds", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)}, but it must be positive.")
+        if not self.average < 1:
+            raise ConfigError(f"average={self.average}, but it must be less than 1.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return self.runs / self.name
+
+
+class PretrainRun(RunFolder):
+    """The folder of a pretraining: `config.json`, `metrics.jsonl`, `base/`, `state/` until it ends, `summary.json`."""
+
+    _OF = Pretraining
+    _COMMAND = "specialize pretrain"
+    experiment: Pretraining
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the base is, when the run has ended."""
+        return self.folder / "base"
+
+
+class TrainState(NamedTuple):
+    """All that is carried from step to step; replicated."""
+
+    params: Any
+    moments: Any
+    average: Any
+    """Running mean of the parameters."""
+    best: Any
+    """The running mean at the best look."""
+    step: Any
+    """int32."""
+    skipped: Any
+    """int32, steps since the last one that was taken."""
+    sums: Any
+    """Of what was measured in the steps taken since the last look, and how many they were."""
+
+
+_ADAM = optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-9)
+
+
+class Trainer:
+    """The compiled functions of a pretraining; rows are laid out over the devices, everything else is replicated.
+
+    Args:
+        architecture: of the base.
+        experiment: hyper-parameters.
+        devices: to use; None is all.
+    """
+
+    def __init__(self, architecture: Architecture, experiment: Pretraining, devices: Sequence[Any] | None = None):
+        devices = jax.devices() if devices is None else list(devices)
+        self.mesh = Mesh(np.array(devices), (_DATA,), axis_types=(AxisType.Auto,))
+        self._architecture, self._experiment = architecture, experiment
+        self._rows, self._whole = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((_DATA,), ()))
+        self.step = jax.jit(self._step, donate_argnums=0)
+        """(state, batch) → (state, loss)."""
+        self.evaluate = jax.jit(self._sharded(self._losses))
+        """(params, batch) → (loss total, token count)."""
+        self.keep_best = jax.jit(lambda state: state._replace(best=jax.tree.map(jnp.copy, state.average)))
+        self.forget_sums = jax.jit(lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)))
+
+    def begin(self, params: Any) -> TrainState:
+        """The state before the first step."""
+        params = self.place(jax.tree.map(jnp.asarray, params))
+        average, best = (jax.tree.map(jnp.copy, params) for _ in range(2))
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        sums = {name: jnp.zeros(()) for name in ("train_loss", "grad_norm", "steps")}
+        return self.place(TrainState(params, _ADAM.init(params), average, best, step, skipped, sums))
+
+    def place(self, tree: Any) -> Any:
+        """Puts a copy on every device."""
+        return jax.device_put(tree, self._whole)
+
+    def place_rows(self, batch: Batch) -> Batch:
+        """Lays the rows of a batch out over the devices."""
+        return jax.device_put(batch, self._rows)
+
+    def _sharded(self, of_rows: Callable[..., Any]) -> Callable[..., Any]:
+        """`of_rows(params, batch, …)` of each device's rows, summed over devices."""
+
+        def summed(params, batch, *rest):
+            return jax.lax.psum(of_rows(params, batch, *rest), _DATA)
+
+        def call(params, batch, *rest):
+            specs = (PartitionSpec(), PartitionSpec(_DATA), *(PartitionSpec() for _ in rest))
+            # Gradients inside are of each device's own rows; `psum` above is the only thing that crosses devices.
+            return jax.shard_map(summed, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(
+                params, batch, *rest
+            )
+
+        return call
+
+    def _losses(self, params: Any, batch: Batch) -> tuple[Any, Any]:
+        losses = self._architecture.losses(params, batch)
+        return losses.total.sum(), losses.count.sum()
+
+    def _gradient(self, params: Any, batch: Batch, key: Any) -> tuple[Any, Any, Any]:
+        key = jax.random.fold_in(key, jax.lax.axis_index(_DATA))
+
+        def total(params):
+            augment = Augment(key, jnp.float32(self._experiment.spec_augment))
+            losses = self._architecture.losses(params, batch, augment=augment)
+            return losses.total.sum(), losses.count.sum()
+
+        (value, count), gradient = jax.value_and_grad(total, has_aux=True)(params)
+        return gradient, value, count
+
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        of = self._experiment
+        key = jax.random.fold_in(jax.random.key(of.seed), state.step)
+        gradient, total, count = self._sharded(self._gradient)(state.params, batch, key)
+        count = jnp.maximum(count, 1.0)
+        loss = total / count
+        gradient = jax.tree.map(lambda g: g / count, gradient)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        scale = jnp.minimum(1.0, of.clip / jnp.maximum(norm, 1e-12))
+        direction, moments = _ADAM.update(jax.tree.map(lambda g: g * scale, gradient), state.moments)
+        rate = _rate(of, state.step)
+        params = jax.tree.map(
+            lambda p, d: p - rate * (d + (of.weight_decay * p if p.ndim > 1 else 0.0)), state.params, direction
+        )
+        # Early on the mean must not remember where it began.
+        decay = jnp.minimum(of.average, (1.0 + state.step) / (10.0 + state.step)) if of.average else 0.0
+        average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.average, params)
+        zero = jnp.zeros((), jnp.int32)
+        sums = jax.tree.map(jnp.add, state.sums, {"train_loss": loss, "grad_norm": norm, "steps": 1.0})
+        taken = TrainState(params, moments, average, state.best, state.step + 1, zero, sums)
+        left = state._replace(step=state.step + 1, skipped=state.skipped + 1)
+        state = jax.tree.map(partial(jnp.where, finite), taken, left)
+        return state, loss
+
+
+def _rate(of: Pretraining, step: Any) -> Any:
+    warm = jnp.minimum(1.0, (step + 1) / max(of.warmup, 1))
+    along = jnp.clip((step - of.warmup) / max(of.steps - of.warmup, 1), 0.0, 1.0)
+    return of.learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * along))
+
+
+def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Progress | None = None) -> PretrainRun:
+    """Trains a base and writes it to the run's `base` folder.
+
+    A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
+
+    Args:
+        experiment: what to train.
+        overwrite: replace a run of the same name.
+        progress: where to show how it goes; None shows it on stderr.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        SpecializeError: the start, a corpus or the settings cannot be used; before any training.
+        Preempted: SIGTERM came; the state is saved.
+        ConfigError: the loss has not been finite for many steps in a row.
+    """
+    base = _beginning(experiment)
+    corpora = [open_corpus(dataclasses.replace(c, pool="everybody"), base) for c in experiment.corpora]
+    training, dev = JoinedCorpus(corpora, "train"), JoinedCorpus(corpora, "dev")
+    if not training.utterances or not dev.utterances:
+        reasons = " ".join(str(problem) for corpus in corpora for problem in corpus.problems[:3])
+        raise ConfigError(f"There is nothing to train '{experiment.name}' on. {reasons}")
+    names = " ".join(corpus.built.folder.name for corpus in corpora)
+    run = PretrainRun.begin(experiment, base=base.fingerprint, corpus=names, overwrite=overwrite)
+    problems = [problem for corpus in corpora for problem in corpus.problems]
+    write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
+    with run.held(), progress or Progress() as shown, stop_signal() as stopped:
+        if problems:
+            shown.note(f"left out: {len(problems)} utterances (problems.json); the first: {problems[0]}")
+        _Sitting(run, base, training, dev, shown, stopped).train()
+    return run
+
+
+def _beginning(experiment: Pretraining) -> Base:
+    if experiment.start is not None:
+        return load_base(experiment.start)
+    tokenizer: Tokenizer = character_tokenizer(experiment.alphabet)
+    architecture = conformer(experiment.model, tokenizer, head=experiment.head, transducer=experiment.transducer)
+    params = jax.tree.map(np.asarray, architecture.init(jax.random.key(experiment.seed)))
+    return Base.make(architecture, params, tokenizer)
+
+
+class _Sitting:
+    """A run, from its beginning or its last state to its end or the next signal."""
+
+    def __init__(
+        self,
+        run: PretrainRun,
+        base: Base,
+        training: JoinedCorpus,
+        dev: JoinedCorpus,
+        shown: Progress,
+        stopped: Callable[[], bool],
+    ):
+        self.run, self.base, self.shown, self.stopped = run, base, shown, stopped
+        of = run.experiment
+        self.trainer = Trainer(base.architecture, of)
+        rate, devices = base.architecture.sample_rate, self.trainer.mesh.devices.size
+        needs = [need([u]) for u in [*training.utterances, *dev.utterances]]
+        shapes = Shapes.choose(needs, of.sizes, need([*training.utterances, *dev.utterances]))
+        self.faults = Faults()
+        make = partial(Epochs, shapes=shapes, samples=int(of.seconds * rate), multiple=devices, faults=self.faults)
+        self.training = make(training, training.utterances, seed=of.seed)
+        self.dev = make(dev, dev.utterances)
+        self.hours = sum(u.samples for u in training.utterances) / rate / 3600
+
+    def train(self) -> None:
+        of, run, shown = self.run.experiment, self.run, self.shown
+        states = StateFolder(run.folder / "state")
+        saved = states.latest()
+        state = self.trainer.begin(self.base.params)
+        at: dict[str, Any] = {"step": 0, "best": None, "best_step": 0, "metrics": 0, "seconds": 0.0}
+        if saved is not None:
+            state, at = states.load(saved, state), saved.progress
+            shown.note(f"goes on with '{run.folder}' from step {at['step']}")
+        metrics = MetricsLog(run.folder / "metrics.jsonl", at["metrics"])
+        curves = TensorBoardLog(run.folder / "tensorboard") if of.tensorboard else None
+        shown.start(1, 1, of.name)
+        began, last_save = time.monotonic() - at["seconds"], time.monotonic()
+        try:
+            while at["step"] < of.steps:
+                losses = []
+                look = min((at["step"] // of.every + 1) * of.every, of.steps)
+                for batch in self.training.batches(at["step"], look - at["step"]):
+                    state, loss = self.trainer.step(state, self.trainer.place_rows(batch))
+                    losses.append(loss)
+                    if len(losses) > 2:
+                        jax.block_until_ready(losses[-3])
+                    at["step"] += 1
+                    if at["step"] % 10 == 0:
+                        done = float(losses[-3]) if len(losses) > 2 else None
+                        shown.slot(0, "base", at["step"], of.steps, done, None, at["best"])
+                    if self.stopped() or time.monotonic() - last_save >= of.save_seconds:
+                        at |= {"metrics": metrics.size(), "seconds": time.monotonic() - began}
+                        self._save(states, state, at)
+                        last_save = time.monotonic()
+                state = self._look(state, at, metrics, curves)
+        finally:
+            metrics.close()
+            states.close()
+            if curves is not None:
+                curves.close()
+        self._end(state, at, time.monotonic() - began)
+        shutil.rmtree(states.folder, ignore_errors=True)
+
+    def _look(self, state: TrainState, at: dict[str, Any], metrics: MetricsLog, curves: Any) -> TrainState:
+        if int(state.skipped) >= _MAX_SKIPPED:
+            raise ConfigError(
+                f"The loss of '{self.run.folder}' has not been finite for {int(state.skipped)} steps. "
+                f"Use a lower --learning-rate. {' '.join(self.faults.news())}"
+            )
+        for reason in self.faults.news():
+            self.shown.note(f"cannot be read: {reason}")
+        place, batches = self.trainer.place_rows, self.dev.batches(0, self.dev.steps)
+        sums = jax.device_get([self.trainer.evaluate(state.average, place(batch)) for batch in batches])
+        count = sum(float(n) for _, n in sums)
+        dev_loss = sum(float(total) for total, _ in sums) / count if count else math.nan
+        sums = {name: float(value) for name, value in state.sums.items()}
+        taken = sums.pop("steps")
+        values = {name: total / taken if taken else math.nan for name, total in sums.items()} | {"dev_loss": dev_loss}
+        metrics.write({"step": at["step"], **values})
+        for name, value in values.items():
+            if curves is not None:
+                curves.scalar(name, value, at["step"])
+        if math.isfinite(dev_loss) and (at["best"] is None or dev_loss < at["best"]):
+            at |= {"best": dev_loss, "best_step": at["step"]}
+            state = self.trainer.keep_best(state)
+        train_loss = values["train_loss"]
+        self.shown.slot(0, "base", at["step"], self.run.experiment.steps, train_loss, dev_loss, at["best"])
+        self.shown.note(f"step {at['step']}: train loss {train_loss:.4f}, dev loss {dev_loss:.4f}")
+        return self.trainer.forget_sums(state)
+
+    def _save(self, states: StateFolder, state: TrainState, at: dict[str, Any]) -> None:
+        saved = False
+        try:
+            states.save(state, at)
+            if self.stopped():
+                states.wait()
+            saved = True
+        except (StoreError, OSError) as error:
+            self.shown.note(f"state not saved: {error}. The run goes on; the state before stays.")
+        if self.stopped():
+            how = "its state is saved" if saved else "its state could not be saved, but the one before it is kept"
+            raise Preempted(
+                f"The run '{self.run.folder}' was asked to stop, and {how}. The same command goes on with it."
+            )
+
+    def _end(self, state: TrainState, at: dict[str, Any], seconds: float) -> None:
+        run = self.run
+        if at["best"] is None:
+            raise ConfigError(f"The dev loss of '{run.folder}' was never finite. Use a lower --learning-rate.")
+        made = Base.make(self.base.architecture, jax.device_get(state.best), self.base.tokenizer)
+        if run.base_folder.exists():  # a sitting that was killed just here
+            shutil.rmtree(run.base_folder)
+        write_base(made, run.base_folder)
+        summary = {
+            "steps": at["step"],
+            "best_step": at["best_step"],
+            "dev_loss": at["best"],
+            "parameters": size(made.params),
+            "fingerprint": made.fingerprint,
+            "hours": round(self.hours, 3),
+            "epochs": round(at["step"] / self.training.steps, 2),
+            "devices": [f"{d.platform}:{d.device_kind}" for d in self.trainer.mesh.devices.flat],
+            "seconds": round(seconds, 1),
+        }
+        write_json(run.folder / "summary.json", summary)
+        self.shown.done("base", json.dumps({"dev_loss": at["best"], "step": at["best_step"]}))

@@ -1,0 +1,123 @@
+"""Pretraining of a base: it learns, goes on after a stop to the same bits, and what it makes is a base."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from specialize import CorpusConfig
+from specialize.base import ConformerConfig, load_base
+from specialize.cli import main
+from specialize.corpus import Epochs, JoinedCorpus, Shapes, Size, need, open_corpus
+from specialize.errors import EXIT_PREEMPTED, ConfigError
+from specialize.train import Pretraining, PretrainRun, pretrain
+from specialize.train.metrics import read_metrics
+from specialize.train.state import StateFolder
+from tests.bases import tiny_conformer_ctc
+from tests.people import write_people
+
+MODEL = ConformerConfig(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_mel_bins=16,
+    subsampling_factor=4,
+    subsampling_conv_channels=4,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_people(folder, 3, 8)
+    return folder
+
+
+def experiment(folder: Path, name: str, **changes: Any) -> Pretraining:
+    corpora = (CorpusConfig(manifest=folder / "people.jsonl", cache=folder / "cache"),)
+    settings = {"steps": 6, "every": 3, "seconds": 8.0, "sizes": 2, "warmup": 1, "learning_rate": 3e-3, "average": 0.5}
+    return Pretraining(name, corpora, MODEL, runs=folder / "runs", **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> PretrainRun:
+    return pretrain(experiment(folder, "whole"))
+
+
+def test_it_learns_and_makes_a_base(whole):
+    base = load_base(whole.base_folder)
+    summary = whole.read("summary.json")
+    assert base.fingerprint == summary["fingerprint"]
+    losses = [record["dev_loss"] for record in read_metrics(whole.folder / "metrics.jsonl")]
+    assert len(losses) == 2
+    assert summary["dev_loss"] == min(losses) == losses[-1] < losses[0]
+    assert not (whole.folder / "state").exists()
+
+
+def test_a_stopped_pretraining_goes_on_to_the_same_bits(folder, whole, monkeypatch):
+    file = folder / "pretraining.py"
+    imports = "from pathlib import Path, PosixPath\nfrom specialize import *\n"
+    file.write_text(f"{imports}experiment = {experiment(folder, 'stopped')!r}\n")
+    saves, save = [], StateFolder.save
+
+    def stop(self: StateFolder, *arguments: Any) -> None:
+        save(self, *arguments)
+        saves.append(arguments)
+        if len(saves) == 4:  # in the second round, between two looks
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StateFolder, "save", stop)
+        with pytest.raises(SystemExit) as ended:
+            main(["pretrain", str(file), "--save-seconds", "1e-9"])
+    assert ended.value.code == EXIT_PREEMPTED
+    main(["pretrain", str(file), "--save-seconds", "1000"])
+    run = PretrainRun(folder / "runs/stopped")
+    ours, theirs = load_base(run.base_folder), load_base(whole.base_folder)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    records = [list(read_metrics(of.folder / "metrics.jsonl")) for of in (run, whole)]
+    assert records[0] == records[1]
+
+
+def test_it_goes_on_from_another_base(folder, whole):
+    run = pretrain(experiment(folder, "on", start=whole.base_folder, steps=3))
+    assert load_base(run.base_folder).fingerprint != load_base(whole.base_folder).fingerprint
+    first = next(iter(read_metrics(run.folder / "metrics.jsonl")))
+    before = next(iter(read_metrics(whole.folder / "metrics.jsonl")))
+    assert first["train_loss"] < before["train_loss"]
+
+
+def test_texts_that_the_alphabet_cannot_make_are_named(folder):
+    with pytest.raises(ConfigError, match=r"nothing to train.*line"):
+        pretrain(experiment(folder, "letters", alphabet="xyz"))
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("seconds", 0.0), ("average", 1.0), ("corpora", ())])
+def test_settings_that_cannot_be_are_refused(folder, field, value):
+    with pytest.raises(ConfigError, match=field):
+        experiment(folder, "wrong", **{field: value}) if field != "corpora" else Pretraining("wrong", ())
+
+
+def test_every_utterance_comes_once_an_epoch_in_another_order_each(folder):
+    config = CorpusConfig(manifest=folder / "people.jsonl", cache=folder / "cache")
+    corpus = open_corpus(config, tiny_conformer_ctc())
+    joined = JoinedCorpus([corpus, corpus], "train")
+    needs = [need([u]) for u in joined.utterances]
+    shapes = Shapes.choose(needs, 3, Size(max(n.samples for n in needs), max(n.labels for n in needs)))
+    epochs = Epochs(joined, joined.utterances, shapes, 60_000, multiple=2)
+    orders = []
+    for epoch in range(2):
+        rows = []
+        for batch in epochs.batches(epoch * epochs.steps, epochs.steps):
+            assert len(batch.samples) % 2 == 0
+            assert batch.audio.size <= 60_000 or len(batch.samples) == 2
+            rows += [row.tobytes() for row, n in zip(batch.audio[:, :1000], batch.samples, strict=True) if n]
+        orders.append(rows)
+    expected = sorted(joined.audio(u)[:1000].tobytes() for u in joined.utterances)
+    assert sorted(orders[0]) == sorted(orders[1]) == expected
+    assert orders[0] != orders[1]
