@@ -133,19 +133,18 @@ def talking_conformer_ctc(seed: int = 11) -> Base:
 
 
 @functools.cache
-def talking_conformer_transducer(seed: int = 11) -> Base:
+def talking_conformer_transducer(seed: int = 13) -> Base:
     """The same with a transducer, whose texts depend on what it has written too."""
     base = tiny_conformer_transducer(seed=seed)
     params = jax.tree.map(np.copy, base.params)
     rng = np.random.default_rng(seed)
     _shout(params, rng)
-    params["encoder_projector"]["kernel"] *= 3.0
     params["decoder"]["embedding"]["embedding"] *= 5.0
     params["decoder"]["decoder_projector"]["kernel"] *= 5.0
     head = params["joint"]["head"]
     head["kernel"][:] = rng.standard_normal(head["kernel"].shape)
     head["bias"][:] = 0.0
-    head["bias"][base.tokenizer.end] = 3.0
+    head["bias"][base.tokenizer.end] = 9.0
     return Base.make(base.architecture, params, base.tokenizer)
 
 
