@@ -24,7 +24,7 @@ experiment = Pretraining(
         subsampling_factor=4,
         subsampling_conv_channels=32,
     ),
-    steps=4000,
+    steps=2000,
     seconds=160.0,
     learning_rate=2e-3,
     warmup=300,

@@ -1,10 +1,11 @@
-"""A manifest as a TFDS data set in ArrayRecord files, decoded and resampled once. Needs no TensorFlow."""
+"""Speech as a TFDS data set in ArrayRecord files, decoded and resampled once. Needs no TensorFlow."""
 
 import contextlib
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,26 +19,30 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from specialize.corpus.audio import read_audio
+from specialize.corpus.catalogue import catalogue_examples, catalogue_name
 from specialize.corpus.manifest import Problem, Row, read_manifest
 from specialize.errors import CorpusError
 
 FORMAT = "1.0.0"
 """Version of what is stored; another version is built anew."""
 
+Examples = Iterator[tuple[Row, Any]]
+"""Rows, each with its samples, float32 [N], or the reason why it has none."""
 
-class ManifestCorpus(tfds.core.GeneratorBasedBuilder):
-    """The utterances of one manifest: PCM of 16 bits at one rate, text, speaker and the line they come from.
+
+class SpeechCorpus(tfds.core.GeneratorBasedBuilder):
+    """Utterances: PCM of 16 bits at one rate, text, speaker and the line they come from.
 
     Broken audio is left out and added to `problems`.
     """
 
     VERSION = tfds.core.Version(FORMAT)
 
-    def __init__(self, rows: list[Row], sample_rate: int, **kwargs: Any):
-        self._rows, self._sample_rate = rows, sample_rate
+    def __init__(self, examples: Examples, **kwargs: Any):
+        self._examples = examples
         self.problems: list[Problem] = []
-        self.index: list[tuple[int, int]] = []
-        """(line, samples) of every stored utterance, in order."""
+        self.index: list[tuple[Row, int]] = []
+        """Every stored utterance in order, and its samples."""
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -58,37 +63,35 @@ class ManifestCorpus(tfds.core.GeneratorBasedBuilder):
         return {"utterances": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        rows = iter(self._rows)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # A window of rows at a time: `map` over all would read ahead without bound.
-            while window := list(islice(rows, 64)):
-                for row, audio in zip(window, pool.map(self._read, window), strict=True):
-                    if isinstance(audio, str):
-                        self.problems.append(Problem(row.line, row.utterance, row.speaker, audio))
-                        continue
-                    self.index.append((row.line, audio.size))
-                    yield (
-                        row.line,
-                        {
-                            "line": row.line,
-                            "utterance": row.utterance,
-                            "speaker": row.speaker,
-                            "text": row.text,
-                            "pcm": audio.tobytes(),
-                        },
-                    )
+        for row, audio in self._examples:
+            if isinstance(audio, str):
+                self.problems.append(Problem(row.line, row.utterance, row.speaker, audio))
+                continue
+            self.index.append((row, audio.size))
+            pcm = np.rint(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype("<i2").tobytes()
+            example = {"line": row.line, "utterance": row.utterance, "speaker": row.speaker, "text": row.text}
+            yield row.line, example | {"pcm": pcm}
 
-    def _read(self, row: Row) -> Any:
+
+def _files(rows: list[Row], sample_rate: int) -> Examples:
+    """The audio files of a manifest."""
+
+    def read(row: Row) -> Any:
         try:
-            audio = read_audio(row.audio, self._sample_rate)
+            return read_audio(row.audio, sample_rate)
         except CorpusError as error:
             return str(error)
-        return np.rint(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype("<i2")
+
+    rest = iter(rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A window of rows at a time: `map` over all would read ahead without bound.
+        while window := list(islice(rest, 64)):
+            yield from zip(window, pool.map(read, window), strict=True)
 
 
 @dataclass(frozen=True)
 class BuiltCorpus:
-    """A manifest and its data set."""
+    """Rows of a manifest or of the catalogue, and their data set."""
 
     rows: list[Row]
     """Usable rows, in the order of `source`."""
@@ -120,24 +123,29 @@ class BuiltCorpus:
 
 
 def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:
-    """Opens the data set of a manifest, building it if it is not in the cache.
+    """Opens the data set of a manifest, or of `tfds:NAME`, building it if it is not in the cache.
 
-    The cache is keyed by the manifest, the sizes and times of its audio files, the rate and the version of the format.
+    The cache is keyed by the manifest, the sizes and times of its audio files, the rate and the version of the format;
+    what comes from the catalogue by its name, so that it is opened without TensorFlow.
     A data set is built beside its place and renamed, so that one that was killed is never opened, and two processes
     may build at the same time.
 
     Raises:
         CorpusError: the manifest cannot be used, or no utterance has audio that can be read.
     """
-    manifest = Path(manifest)
-    rows, problems = read_manifest(manifest)
-    folder = Path(cache) / _key(manifest, rows, sample_rate)
+    manifest, name = Path(manifest), catalogue_name(manifest)
+    rows, problems = ([], []) if name is not None else read_manifest(manifest)
+    key = _key(manifest, rows, sample_rate) if name is None else _catalogue_key(name, sample_rate)
+    folder = Path(cache) / key
     if not (folder / "index.json").is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        _build(rows, sample_rate, folder)
+        examples = _files(rows, sample_rate) if name is None else catalogue_examples(name, sample_rate)
+        _build(examples, folder, with_rows=name is not None)
     stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     broken = [Problem(**problem) for problem in stored["problems"]]
     problems = sorted([*problems, *broken], key=lambda p: p.line)
+    if name is not None:
+        rows = [Row(**fields | {"audio": Path(fields["audio"])}) for fields in stored["rows"]]
     by_line = {row.line: row for row in rows}
     kept = [by_line[line] for line, _ in stored["index"]]
     builder: Any = tfds.builder_from_directory(folder / stored["data"])
@@ -145,27 +153,32 @@ def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:
     return BuiltCorpus(kept, [samples for _, samples in stored["index"]], problems, source, sample_rate, folder)
 
 
-def _build(rows: list[Row], sample_rate: int, folder: Path) -> None:
+def _build(examples: Examples, folder: Path, with_rows: bool) -> None:
+    """`with_rows` keeps the rows too, where there is no manifest to read them from."""
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        builder = ManifestCorpus(rows, sample_rate, data_dir=beside)
+        builder = SpeechCorpus(examples, data_dir=beside)
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         tfds.disable_progress_bar()
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
                 builder.download_and_prepare(download_config=config)
+        except CorpusError:
+            raise
         except Exception as error:
             if builder.problems and not builder.index:
                 first = builder.problems[0]
                 raise CorpusError(
-                    f"No audio of the manifest can be read; the first is line {first.line}: {first.reason}"
+                    f"No audio of the corpus can be read; the first is line {first.line}: {first.reason}"
                 ) from None
             raise CorpusError(f"The data set could not be built in '{beside}': {error}") from error
         index = {
             "data": str(Path(builder.data_dir).relative_to(beside)),
             "problems": [asdict(problem) for problem in builder.problems],
-            "index": builder.index,
+            "index": [(row.line, samples) for row, samples in builder.index],
         }
+        if with_rows:
+            index["rows"] = [asdict(row) | {"audio": str(row.audio)} for row, _ in builder.index]
         (beside / "index.json").write_text(json.dumps(index), encoding="utf-8")
         beside.chmod(0o755)
         try:
@@ -176,6 +189,11 @@ def _build(rows: list[Row], sample_rate: int, folder: Path) -> None:
             # Another process was faster, with the same data.
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _catalogue_key(name: str, sample_rate: int) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {sample_rate} {name}".encode()).hexdigest()[:16]
+    return f"tfds-{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{digest}"
 
 
 def _key(manifest: Path, rows: list[Row], sample_rate: int) -> str:

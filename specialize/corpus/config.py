@@ -14,7 +14,8 @@ class CorpusConfig:
     """A manifest and the part of it to use."""
 
     manifest: Path
-    """JSONL or CSV file, an utterance a line: audio, text, speaker; optional utterance, split, role, attributes."""
+    """JSONL or CSV file, an utterance a line: audio, text, speaker; optional utterance, split, role, attributes. Or
+    `tfds:NAME`, a data set of the TFDS catalogue such as tfds:librispeech (extra `tf`)."""
     role: str | None = None
     """Only utterances whose `role` in the manifest is this; a manifest that names no roles is used whole."""
     speakers: tuple[str, ...] = ()
@@ -23,6 +24,9 @@ class CorpusConfig:
     """Only the first so many speakers, in the order of the manifest."""
     pool: str | None = None
     """Treat all chosen speakers as one of this name: how one Submodel for many people is trained."""
+    splits: Literal["given", "hash"] = "given"
+    """Whether to split as the manifest says, or each speaker's utterances by a hash, as if it said nothing: for corpora
+    that have other speakers in each split."""
     text: Literal["base", "verbatim"] = "base"
     """Training targets as the base writes (sentences for Whisper, small letters where it has no others), or exactly as
     in the manifest."""

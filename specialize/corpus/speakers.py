@@ -99,7 +99,10 @@ def open_corpus(config: CorpusConfig, base: Base | None = None) -> Corpus:
     speakers = []
     pooled: dict[str, list[Utterance]] = defaultdict(list)
     for name, places in by_speaker.items():
-        split = _splits(name, [built.rows[i] for i in places], problems)
+        rows = [built.rows[i] for i in places]
+        if config.splits == "hash":
+            rows = [dataclasses.replace(row, split=None) for row in rows]
+        split = _splits(name, rows, problems)
         utterances: dict[str, list[Utterance]] = defaultdict(list)
         for place in places:
             row = built.rows[place]
