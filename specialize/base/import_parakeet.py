@@ -62,7 +62,13 @@ def import_parakeet(folder: Path, config: dict[str, Any]) -> Base:
             max_symbols=config.get("max_symbols_per_step", 10),
         )
     shapes = jax.eval_shape(architecture.init, jax.random.key(0))
-    params = fill(shapes, read_tensors(folder), _tensor, folder, ignored=("num_batches_tracked",))
+    tensors = read_tensors(folder)
+    for name in [name for name in tensors if ".lstm.bias_ih_" in name]:
+        # PyTorch adds two biases to the same gates.
+        other = name.replace("_ih_", "_hh_")
+        if other in tensors:
+            tensors[name.replace("_ih_", "_")] = tensors.pop(name) + tensors.pop(other)
+    params = fill(shapes, tensors, _tensor, folder, ignored=("num_batches_tracked",))
     return Base.make(architecture, params, Tokenizer(read_definition(folder), blank, "plain"))
 
 
@@ -93,9 +99,10 @@ def _tensor(path: tuple[str, ...]) -> tuple[str, Any]:
     *modules, name = path
     words = [re.sub(r"_(\d+)$", r".\1", m) if m.startswith("layers_") else m for m in modules]
     if lstm := next((m for m in modules if m.startswith("lstm_")), None):
-        weight = {"kernel": "weight", "bias": "bias"}[name]
-        side = "ih" if modules[-1] == "input" else "hh"
-        return f"decoder.lstm.{weight}_{side}_l{lstm.removeprefix('lstm_')}", np.transpose
+        layer = lstm.removeprefix("lstm_")
+        if name == "bias":
+            return f"decoder.lstm.bias_l{layer}", None
+        return f"decoder.lstm.weight_{'ih' if modules[-1] == 'input' else 'hh'}_l{layer}", np.transpose
     stem = ".".join(words)
     if name == "kernel":
         return f"{stem}.weight", _kernel

@@ -37,7 +37,7 @@ class TransducerConfig:
 
 
 class LSTM(nn.Module):
-    """One layer of long short-term memory, with PyTorch's gates: input, forget, cell, output."""
+    """One layer of long short-term memory, with PyTorch's gates: input, forget, cell, output. One bias, of `input`."""
 
     width: int
 
@@ -52,7 +52,6 @@ class LSTM(nn.Module):
         """
         gates = nn.Dense(4 * self.width, name="input")(x)
         kernel = self.param("kernel", nn.initializers.orthogonal(), (self.width, 4 * self.width))
-        bias = self.param("bias", nn.initializers.zeros, (4 * self.width,))
         nothing = jnp.zeros((x.shape[0], self.width), gates.dtype)
         hidden, cell = nothing, nothing
         variables = None
@@ -63,7 +62,7 @@ class LSTM(nn.Module):
 
         def step(state: Any, gates: Any) -> Any:
             hidden, cell = state
-            i, f, g, o = jnp.split(gates + hidden @ kernel + bias[None], 4, axis=-1)
+            i, f, g, o = jnp.split(gates + hidden @ kernel, 4, axis=-1)
             cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
             hidden = nn.sigmoid(o) * jnp.tanh(cell)
             return (hidden, cell), hidden

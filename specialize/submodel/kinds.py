@@ -192,7 +192,11 @@ class BiasOnly(_Kind):
     """Modules whose bias is changed."""
 
     def misfit(self, site: Site) -> str | None:
-        return None if "bias" in site.own else f"is a {site.module.__name__} without a bias"
+        if "bias" not in site.own:
+            return f"is a {site.module.__name__} without a bias"
+        # The change is added to the result, which is a change of the bias if the module adds that last.
+        added = site.output_shape is not None and site.own["bias"] == site.output_shape[-1:]
+        return None if added else "has a bias that is not added to its result"
 
     def init(self, key: Any, site: Site) -> Weights:
         del key

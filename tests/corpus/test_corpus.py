@@ -81,7 +81,7 @@ def test_nothing_readable_is_an_error(tmp_path):
     manifest = write_people(tmp_path / "people", speakers=1, utterances=3)
     for path in manifest.parent.glob("*.wav"):
         path.write_text("broken")
-    with pytest.raises(CorpusError, match="No audio of the manifest can be read; the first is line 1"):
+    with pytest.raises(CorpusError, match="No audio of the corpus can be read; the first is line 1"):
         open_corpus(CorpusConfig(manifest=manifest, cache=tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []
 
