@@ -36,13 +36,13 @@ class Benchmark:
     """Jobs."""
     slots: int = 4
     """S."""
-    steps: int = 6
+    steps: int = 24
     """Of each job."""
     kills: int = 25
     """How often the run is killed."""
     shortest: float = 5.0
     """Seconds after its start that a process is killed, at least."""
-    longest: float = 60.0
+    longest: float = 30.0
     """And at most."""
     seed: int = 0
     """Of the moments."""
