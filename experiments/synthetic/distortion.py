@@ -193,7 +193,7 @@ def draw(seed: str, severity: Severity) -> Distortion:
     processes = rng.sample(_SLIGHT if severity == "mild" else sorted(CONSONANTS), (1, 3, 6)[grade])
     vowels = rng.sample(sorted(VOWELS), (1, 2, 5)[grade])
     whole = (0, 0, 2)[grade]
-    shift = (0.02, 0.06, 0.11)[grade]
+    shift = (0.02, 0.06, 0.09)[grade]
     return Distortion(
         severity,
         tuple(processes),
@@ -205,9 +205,9 @@ def draw(seed: str, severity: Severity) -> Distortion:
         range=round((0.9, 0.6, 0.3)[grade] + rng.uniform(-0.1, 0.1), 2),
         formants=round(1 + rng.choice((-1, 1)) * shift * rng.uniform(0.8, 1.2), 3),
         tremor_hz=round(rng.uniform(4, 8), 1),
-        tremor=round((0.08, 0.22, 0.4)[grade] + rng.uniform(-0.05, 0.05), 2),
-        breath_db=round((-30, -21, -13)[grade] + rng.uniform(-2, 2), 1),
-        cutoff_hz=round((6500, 4800, 3400)[grade] + rng.uniform(-400, 400)),
+        tremor=round((0.08, 0.22, 0.36)[grade] + rng.uniform(-0.05, 0.05), 2),
+        breath_db=round((-30, -21, -16)[grade] + rng.uniform(-2, 2), 1),
+        cutoff_hz=round((6500, 4800, 3800)[grade] + rng.uniform(-400, 400)),
     )
 
 

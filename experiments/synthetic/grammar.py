@@ -4,16 +4,16 @@ import hashlib
 import random
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "verb": ("open", "close", "find", "bring", "take", "move", "clean", "hide", "paint", "show"),
-    "colour": ("red", "blue", "green", "black", "white", "yellow", "brown", "pink", "purple", "orange"),
-    "number": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    "object": ("lamp", "door", "box", "book", "cup", "basket", "ball", "jacket", "chair", "window", "table", "radio"),
-    "things": ("apples", "bottles", "spoons", "flowers", "letters", "tickets", "pencils", "shirts"),
-    "place": ("kitchen", "garden", "bedroom", "garage", "hall", "office", "school", "station"),
-    "person": ("anna", "ben", "charlie", "dora", "emma", "frank", "henry", "jack", "maria", "oliver", "susan", "tom"),
+    "verb": ("open", "close", "find", "bring", "move", "hide"),
+    "colour": ("red", "blue", "green", "yellow", "purple"),
+    "number": ("two", "three", "five", "seven", "nine"),
+    "object": ("lamp", "door", "book", "basket", "window", "table"),
+    "things": ("apples", "bottles", "flowers", "letters"),
+    "place": ("kitchen", "garden", "office", "school"),
+    "person": ("anna", "charlie", "emma", "jack", "oliver", "susan"),
     "where": ("in", "near", "behind"),
-    "day": ("today", "tomorrow", "monday", "friday", "sunday"),
-    "wish": ("wants", "has", "needs", "bought"),
+    "day": ("today", "tomorrow", "friday"),
+    "wish": ("wants", "has", "needs"),
 }
 """The words that may stand for each name in `TEMPLATES`."""
 

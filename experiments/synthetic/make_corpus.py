@@ -56,9 +56,9 @@ class Corpus:
     """All is drawn from it."""
     people: int = 10
     """Persons of each severity."""
-    train: int = 24
+    train: int = 36
     """Utterances of each person."""
-    dev: int = 6
+    dev: int = 8
     """Likewise."""
     test: int = 12
     """Likewise; no one says these sentences in training."""

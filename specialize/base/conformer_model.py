@@ -150,9 +150,9 @@ def _shifts(x: Float[Array, "B T F C"], width: int, stride: int) -> list[Float[A
     return [tap(i, j) for i in range(width) for j in range(width)]
 
 
-def _wide(vector: Float[Array, "C"], axes: int) -> Float[Array, "..."]:
+def _wide(vector: Float[Array, "C"] | Float[np.ndarray, "C"], axes: int) -> Float[Array, "..."]:
     """A vector along the last of so many axes."""
-    return vector.reshape((1,) * (axes - 1) + vector.shape)
+    return jnp.asarray(vector).reshape((1,) * (axes - 1) + vector.shape)
 
 
 class FrozenBatchNorm(nn.Module):

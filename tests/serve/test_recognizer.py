@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from specialize.base import Base
 from specialize.errors import CorpusError, FingerprintMismatch
 from specialize.serve import Recognizer
 from specialize.submodel import (
@@ -16,11 +17,11 @@ from specialize.submodel import (
     init_submodel,
     save_submodel,
 )
-from tests.bases import tiny_whisper
+from tests.bases import TALKING, tiny_whisper
 
 
-def stored(spec, seed: int) -> StoredSubmodel:
-    base = tiny_whisper()
+def stored(spec, seed: int, base: Base | None = None) -> StoredSubmodel:
+    base = base or tiny_whisper()
     submodel = init_submodel(spec, find_sites(spec, base.architecture, base.params), jax.random.key(seed))
     rng = np.random.default_rng(seed)
     submodel = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape), np.float32), submodel)
@@ -33,11 +34,14 @@ def clips() -> list[np.ndarray]:
     return [(0.1 * rng.standard_normal(n)).astype(np.float32) for n in (9_000, 20_000, 5_000, 14_000, 16_000)]
 
 
-def test_a_mixed_batch_is_every_row_alone(clips):
-    adapter, lora, full = ResidualAdapter(bottleneck=2), LoRA(rank=2), FullWeights(where=("decoder/layer_norm",))
-    mixed = [stored(adapter, 0), None, stored(lora, 1), stored(full, 2), stored(adapter, 3)]
-    together = Recognizer(tiny_whisper(), batch=2).transcribe_batch(clips, mixed)
-    single = Recognizer(tiny_whisper(), batch=1)
+@pytest.mark.parametrize("name", TALKING)
+def test_a_mixed_batch_is_every_row_alone(name, clips):
+    base = TALKING[name]()
+    adapter = ResidualAdapter(bottleneck=2)
+    specs = adapter, None, LoRA(rank=2), FullWeights(("encoder/layers_0",)), adapter
+    mixed = [None if spec is None else stored(spec, seed, base) for seed, spec in enumerate(specs)]
+    together = Recognizer(base, batch=2).transcribe_batch(clips, mixed)
+    single = Recognizer(base, batch=1)
     assert together == [single.transcribe(clip, one) for clip, one in zip(clips, mixed, strict=True)]
     plain = single.transcribe_batch(clips)
     assert together[1] == plain[1]

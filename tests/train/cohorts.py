@@ -9,24 +9,30 @@ from typing import Any
 
 import jax
 
-from specialize.base import Base
 from specialize.corpus import Assignment, Corpus, CorpusConfig, Cut, Shapes, Size, open_corpus
 from specialize.submodel import Kind, ResidualAdapter, find_sites
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, Finished, HyperParameters, Job, Schedule, Stopping
 from specialize.train.loop import CohortTrainer
-from tests.bases import tiny_whisper
+from tests.bases import BASES
 from tests.people import write_people
 
-SPEC = ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=4)
+SPEC = ResidualAdapter(where=("*/layers_*",), bottleneck=4)
+"""Adapters after all layers of an encoder, and of a Transformer decoder where a base has one."""
 
 
 @functools.cache
-def people(speakers: int = 8, utterances: int = 8) -> Corpus:
-    """A corpus of made-up people, built once a session."""
+def people(speakers: int = 8, utterances: int = 8, base: str = "whisper") -> Corpus:
+    """A corpus of made-up people for the base of that name, built once a session."""
+    folder = _written(speakers, utterances)
+    return open_corpus(CorpusConfig(manifest=folder / "people.jsonl", cache=folder / "cache"), BASES[base]())
+
+
+@functools.cache
+def _written(speakers: int, utterances: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="people"))
-    manifest = write_people(folder, speakers, utterances)
-    return open_corpus(CorpusConfig(manifest=manifest, cache=folder / "cache"), tiny_whisper())
+    write_people(folder, speakers, utterances)
+    return folder
 
 
 def one_shape(corpus: Corpus) -> Shapes:
@@ -36,12 +42,14 @@ def one_shape(corpus: Corpus) -> Shapes:
 
 
 @functools.cache
-def cohort(slots: int, devices: int = 1, spec: Kind = SPEC, random: bool = True, chunk: int = 0) -> Cohort:
-    """A cohort over the tiny base, compiled once a session."""
-    base = tiny_whisper()
-    sites = find_sites(spec, base.architecture, base.params)
+def cohort(
+    slots: int, devices: int = 1, spec: Kind = SPEC, random: bool = True, chunk: int = 0, base: str = "whisper"
+) -> Cohort:
+    """A cohort over the tiny base of that name, compiled once a session."""
+    made = BASES[base]()
+    sites = find_sites(spec, made.architecture, made.params)
     mesh = speaker_mesh(jax.devices()[:devices])
-    return Cohort(base.architecture, spec, sites, mesh, slots, random=random, chunk=chunk)
+    return Cohort(made.architecture, spec, sites, mesh, slots, random=random, chunk=chunk)
 
 
 @dataclass
@@ -81,18 +89,18 @@ def train_jobs(
     stop: Stopping | None = None,
     hyper: HyperParameters | None = None,
     refill: Any = "continuous",
-    base: Base | None = None,
+    base: str = "whisper",
     corpus: Corpus | None = None,
 ) -> Results:
-    """Trains the people at these places of the corpus, in this order of the queue."""
-    corpus = corpus or people()
+    """Trains the people at these places of the corpus, in this order of the queue; `base` is the cohort's."""
+    corpus = corpus or people(base=base)
     stop = stop or Stopping(max_steps=50, every=25, patience=9)
     hyper = hyper or HyperParameters(learning_rate=3e-3, dropout=0.1, spec_augment=0.5)
     jobs = [Job(corpus.speakers[i], hyper, stop.max_steps) for i in speakers]
     schedule = Schedule(jobs, trained.slots, stop, refill)
     shapes = one_shape(corpus)
     results = Results()
-    CohortTrainer(base or tiny_whisper(), corpus, trained, schedule, Cut(4, 2), shapes, shapes).run(results)
+    CohortTrainer(BASES[base](), corpus, trained, schedule, Cut(4, 2), shapes, shapes).run(results)
     return results
 
 

@@ -16,7 +16,7 @@ from specialize.cli import load_experiment
 from specialize.errors import CorpusError
 from specialize.train import Run, Stopping, train
 from specialize.train.recorder import read_jobs
-from tests.bases import tiny_whisper
+from tests.bases import BASES, tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import Results, cohort, people, train_jobs
 
@@ -24,13 +24,19 @@ SLOTS, STEPS, EVERY = 32, 9, 3
 STOP = Stopping(max_steps=STEPS, every=EVERY, patience=9)
 
 
-def trained() -> Results:
-    return train_jobs(cohort(SLOTS, devices=8), range(SLOTS), stop=STOP, corpus=people(SLOTS))
+def trained(base: str) -> Results:
+    corpus = people(SLOTS, base=base)
+    return train_jobs(cohort(SLOTS, devices=8, base=base), range(SLOTS), stop=STOP, corpus=corpus, base=base)
+
+
+@pytest.fixture(scope="module", params=BASES)
+def base(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def sound() -> Results:
-    return trained()
+def sound(base) -> Results:
+    return trained(base)
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, where: dict[int, set[int]]) -> None:
@@ -50,11 +56,11 @@ def inject(monkeypatch: pytest.MonkeyPatch, where: dict[int, set[int]]) -> None:
     monkeypatch.setattr(loop, "cohort_batches", poisoned)
 
 
-def test_nan_in_3_of_32_slots_leaves_29_as_they_were_and_quarantines_3(sound, monkeypatch):
+def test_nan_in_3_of_32_slots_leaves_29_as_they_were_and_quarantines_3(base, sound, monkeypatch):
     random = Random(7)
     struck = random.sample(range(SLOTS), 3)
     inject(monkeypatch, {slot: set(random.sample(range(STEPS), STOP.max_skipped)) for slot in struck})
-    after, before = trained().by_speaker(), sound.by_speaker()
+    after, before = trained(base).by_speaker(), sound.by_speaker()
     quarantined = {name for name, finished in after.items() if finished.quarantined}
     assert quarantined == {people(SLOTS).speakers[slot].id for slot in struck}
     for name in quarantined:
@@ -68,10 +74,10 @@ def test_nan_in_3_of_32_slots_leaves_29_as_they_were_and_quarantines_3(sound, mo
         jax.tree.map(np.testing.assert_array_equal, after[name].submodel, before[name].submodel)
 
 
-def test_a_step_that_cannot_be_taken_is_counted_and_below_the_limit_the_job_goes_on(sound, monkeypatch):
+def test_a_step_that_cannot_be_taken_is_counted_and_below_the_limit_the_job_goes_on(base, sound, monkeypatch):
     inject(monkeypatch, {5: {0, EVERY + 1}})
     name = people(SLOTS).speakers[5].id
-    after, before = trained().by_speaker()[name], sound.by_speaker()[name]
+    after, before = trained(base).by_speaker()[name], sound.by_speaker()[name]
     assert (after.skipped, after.steps, after.quarantined) == (2, STEPS, False)
     assert before.skipped == 0
     assert after.looks[0] == before.looks[0]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from specialize.train import Finished, HyperParameters, Stopping
+from tests.bases import BASES
 from tests.train.cohorts import cohort, train_jobs
 
 EVERYBODY = tuple(range(8))
@@ -27,13 +28,18 @@ def assert_close(left: Finished, right: Finished) -> None:
     np.testing.assert_allclose([x for _, x in left.looks], [x for _, x in right.looks], rtol=1e-4)
 
 
+@pytest.fixture(scope="module", params=BASES)
+def base(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def together() -> dict[str, Finished]:
+def together(base) -> dict[str, Finished]:
     """Eight speakers in eight slots of one device, 50 steps."""
-    return train_jobs(cohort(8), EVERYBODY).by_speaker()
+    return train_jobs(cohort(8, base=base), EVERYBODY, base=base).by_speaker()
 
 
-def test_training_changes_every_submodel_and_each_differently(together):
+def test_training_changes_every_submodel_and_each_differently(base, together):
     first = [np.concatenate([leaf.ravel() for leaf in leaves(f).values()]) for f in together.values()]
     assert len(first) == 8
     for i in range(8):
@@ -44,54 +50,54 @@ def test_training_changes_every_submodel_and_each_differently(together):
         assert finished.best_step > 0
 
 
-def test_eight_together_equal_one_at_a_time(together):
+def test_eight_together_equal_one_at_a_time(base, together):
     for place in EVERYBODY:
-        ((speaker, alone),) = train_jobs(cohort(1), (place,)).by_speaker().items()
+        ((speaker, alone),) = train_jobs(cohort(1, base=base), (place,), base=base).by_speaker().items()
         assert_close(together[speaker], alone)
 
 
-def test_placement_within_a_shape_changes_no_bit(together):
-    results = train_jobs(cohort(8), EVERYBODY[::-1])
+def test_placement_within_a_shape_changes_no_bit(base, together):
+    results = train_jobs(cohort(8, base=base), EVERYBODY[::-1], base=base)
     assert results.slots["p0"] == 7
     for speaker, finished in results.by_speaker().items():
         assert_same_bits(together[speaker], finished)
 
 
-def test_company_changes_no_bit(together):
-    few = train_jobs(cohort(8), (5, 2)).by_speaker()
+def test_company_changes_no_bit(base, together):
+    few = train_jobs(cohort(8, base=base), (5, 2), base=base).by_speaker()
     assert set(few) == {"p5", "p2"}
     for speaker, finished in few.items():
         assert_same_bits(together[speaker], finished)
 
 
-def test_eight_devices_equal_one(together):
-    spread = train_jobs(cohort(8, devices=8), EVERYBODY).by_speaker()
+def test_eight_devices_equal_one(base, together):
+    spread = train_jobs(cohort(8, devices=8, base=base), EVERYBODY, base=base).by_speaker()
     for speaker, finished in spread.items():
         assert_close(together[speaker], finished)
 
 
-def test_chunks_equal_all_at_once(together):
-    for speaker, finished in train_jobs(cohort(8, chunk=2), EVERYBODY).by_speaker().items():
+def test_chunks_equal_all_at_once(base, together):
+    for speaker, finished in train_jobs(cohort(8, chunk=2, base=base), EVERYBODY, base=base).by_speaker().items():
         assert_close(together[speaker], finished)
 
 
 @pytest.mark.parametrize("refill", ["continuous", "waves"])
-def test_more_speakers_than_slots(together, refill):
-    results = train_jobs(cohort(4, devices=2), EVERYBODY, refill=refill)
+def test_more_speakers_than_slots(base, together, refill):
+    results = train_jobs(cohort(4, devices=2, base=base), EVERYBODY, refill=refill, base=base)
     assert len(results.jobs) == 8
     for speaker, finished in results.by_speaker().items():
         assert_close(together[speaker], finished)
 
 
-def test_seeds_differ(together):
+def test_seeds_differ(base, together):
     other = HyperParameters(learning_rate=3e-3, dropout=0.1, spec_augment=0.5, seed=1)
-    changed = train_jobs(cohort(8), (0,), hyper=other).by_speaker()["p0"]
+    changed = train_jobs(cohort(8, base=base), (0,), hyper=other, base=base).by_speaker()["p0"]
     assert any(not np.array_equal(v, leaves(together["p0"])[k]) for k, v in leaves(changed).items())
 
 
-def test_without_randomness_the_program_that_draws_gives_the_same():
+def test_without_randomness_the_program_that_draws_gives_the_same(base):
     stop, hyper = Stopping(max_steps=6, every=6), HyperParameters(learning_rate=3e-3)
-    plain = train_jobs(cohort(8, random=False), (0, 1), stop=stop, hyper=hyper).by_speaker()
-    drawing = train_jobs(cohort(8, random=True), (0, 1), stop=stop, hyper=hyper).by_speaker()
+    plain = train_jobs(cohort(8, random=False, base=base), (0, 1), stop=stop, hyper=hyper, base=base).by_speaker()
+    drawing = train_jobs(cohort(8, random=True, base=base), (0, 1), stop=stop, hyper=hyper, base=base).by_speaker()
     for speaker, finished in plain.items():
         assert_close(finished, drawing[speaker])

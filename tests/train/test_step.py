@@ -16,7 +16,7 @@ from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters, Job
 from specialize.train.jobs import Hyper, stack_hyper
 from specialize.train.step import learning_rate
-from tests.bases import random_batch, tiny_whisper
+from tests.bases import BASES, random_batch, tiny_whisper
 from tests.train.cohorts import SPEC, cohort, people
 
 COLLECTIVE = re.compile(
@@ -24,10 +24,15 @@ COLLECTIVE = re.compile(
 )
 
 
-def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2):
+@pytest.fixture(params=BASES)
+def name(request) -> str:
+    return request.param
+
+
+def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2, name: str = "whisper"):
     """(params, state, hyper, active, anchor, parts) with every slot running."""
-    base, slots = tiny_whisper(), trained.slots
-    speakers = people().speakers
+    base, slots = BASES[name](), trained.slots
+    speakers = people(base=name).speakers
     jobs: list[Job | None] = [Job(speakers[i % len(speakers)], hyper or HyperParameters(), 20) for i in range(slots)]
     stacked = trained.place(stack_hyper(jobs))
     state = trained.reset(trained.empty_state(), stacked, trained.place(np.ones(slots, bool)))
@@ -37,9 +42,9 @@ def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2)
     return params, state, stacked, trained.place(np.ones(slots, bool)), anchor, (batch,)
 
 
-def test_no_collectives_on_eight_devices():
-    trained = cohort(8, devices=8)
-    params, state, hyper, active, anchor, (batch,) = inputs(trained)
+def test_no_collectives_on_eight_devices(name):
+    trained = cohort(8, devices=8, base=name)
+    params, state, hyper, active, anchor, (batch,) = inputs(trained, name=name)
     gradient = trained.gradient.lower(params, state.submodel, hyper, state.step, np.uint32(0), batch).compile()
     partial = gradient(params, state.submodel, hyper, state.step, np.uint32(0), batch)
     update = trained.apply.lower(state, hyper, active, anchor, (partial,)).compile()
@@ -91,20 +96,20 @@ def test_the_step_costs_little_more_than_forward_and_activation_gradient(whisper
     assert flops(jax.jit(everything), whisper.params, batch) > 2.4 * forward, "a gradient of the base would be noticed"
 
 
-def test_the_base_does_not_change():
-    trained = cohort(8, random=False)
-    before = jax.tree.map(np.copy, tiny_whisper().params)
-    params, state, hyper, active, anchor, parts = inputs(trained, HyperParameters(learning_rate=0.1))
+def test_the_base_does_not_change(name):
+    trained = cohort(8, random=False, base=name)
+    before = jax.tree.map(np.copy, BASES[name]().params)
+    params, state, hyper, active, anchor, parts = inputs(trained, HyperParameters(learning_rate=0.1), name=name)
     for _ in range(3):
         state, _ = trained.step(params, state, hyper, active, anchor, parts)
     assert np.asarray(state.step).tolist() == [3] * 8
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(params))
 
 
-def test_a_step_is_adamw_on_the_clipped_mean_gradient():
+def test_a_step_is_adamw_on_the_clipped_mean_gradient(name):
     hyper = HyperParameters(learning_rate=1e-2, warmup=0, final=1.0, clip=0.05, weight_decay=0.3)
-    trained = cohort(8, random=False)
-    params, state, stacked, active, anchor, parts = inputs(trained, hyper)
+    trained = cohort(8, random=False, base=name)
+    params, state, stacked, active, anchor, parts = inputs(trained, hyper, name=name)
     start = jax.device_get(state.submodel)
     state, metrics = trained.step(params, state, stacked, active, anchor, parts)
     for _ in range(1):
@@ -112,7 +117,7 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient():
     assert (np.asarray(metrics.grad_norm) > hyper.clip).all()
 
     slot = 3
-    base = tiny_whisper()
+    base = BASES[name]()
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[slot]), jax.device_get(parts[0]))
     submodel = jax.tree.map(lambda leaf: leaf[slot], start)
 
@@ -126,9 +131,9 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient():
     adam = optax.adamw(hyper.learning_rate, b1=0.9, b2=0.98, weight_decay=hyper.weight_decay)
     optimizer = optax.chain(optax.clip_by_global_norm(hyper.clip), adam)
     offset = jax.tree.map(lambda p, c: p - c, submodel, centre)
-    memory = optimizer.init(offset)
+    memory, of_loss = optimizer.init(offset), jax.jit(jax.grad(loss))
     for _ in range(2):
-        gradient = jax.grad(loss)(jax.tree.map(lambda o, c: o + c, offset, centre))
+        gradient = of_loss(jax.tree.map(lambda o, c: o + c, offset, centre))
         update, memory = optimizer.update(gradient, memory, offset)
         offset = optax.apply_updates(offset, update)
     expected = jax.tree.map(lambda o, c: o + c, offset, centre)
@@ -137,25 +142,25 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient():
     )
 
 
-def test_parts_add_up_to_the_whole_batch():
-    trained = cohort(8, random=False)
-    params, state, hyper, active, anchor, (batch,) = inputs(trained, rows=4)
+def test_parts_add_up_to_the_whole_batch(name):
+    trained = cohort(8, random=False, base=name)
+    params, state, hyper, active, anchor, (batch,) = inputs(trained, rows=4, name=name)
     halves = tuple(trained.place(jax.tree.map(lambda leaf, at=at: leaf[:, at : at + 2], batch)) for at in (0, 2))
     whole, whole_metrics = trained.step(params, state, hyper, active, anchor, (batch,))
-    params, state, hyper, active, anchor, _ = inputs(trained, rows=4)
+    params, state, hyper, active, anchor, _ = inputs(trained, rows=4, name=name)
     parts, parts_metrics = trained.step(params, state, hyper, active, anchor, halves)
     np.testing.assert_allclose(whole_metrics.loss, parts_metrics.loss, rtol=1e-5)
     np.testing.assert_allclose(whole_metrics.grad_norm, parts_metrics.grad_norm, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.moments.mu, parts.moments.mu)
 
 
-def test_trouble_stays_in_its_slot():
-    trained = cohort(8, random=False)
-    params, state, hyper, active, anchor, (batch,) = inputs(trained)
+def test_trouble_stays_in_its_slot(name):
+    trained = cohort(8, random=False, base=name)
+    params, state, hyper, active, anchor, (batch,) = inputs(trained, name=name)
     good, good_metrics = trained.step(params, state, hyper, active, anchor, (batch,))
     good = jax.device_get(good)
 
-    params, state, hyper, active, anchor, _ = inputs(trained)
+    params, state, hyper, active, anchor, _ = inputs(trained, name=name)
     before = jax.device_get(state.submodel)
     audio = np.array(batch.audio)
     audio[3] = np.inf
@@ -170,9 +175,9 @@ def test_trouble_stays_in_its_slot():
     assert np.isfinite(good_metrics.loss).all()
 
 
-def test_idle_slots_stay_as_they_are():
-    trained = cohort(8, random=False)
-    params, state, hyper, _, anchor, parts = inputs(trained)
+def test_idle_slots_stay_as_they_are(name):
+    trained = cohort(8, random=False, base=name)
+    params, state, hyper, _, anchor, parts = inputs(trained, name=name)
     before = jax.device_get(state)
     active = np.arange(8) % 2 == 0
     after, metrics = trained.step(params, state, hyper, trained.place(active), anchor, parts)
@@ -208,14 +213,14 @@ def test_a_start_is_where_jobs_start_and_what_decay_pulls_to():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(trained.anchor()), start)
 
 
-def test_evaluation_of_no_effect_is_the_base():
-    trained = cohort(8, random=False)
-    base = tiny_whisper()
-    params, state, *_, (batch,) = inputs(trained)
+def test_evaluation_of_no_effect_is_the_base(name):
+    trained = cohort(8, random=False, base=name)
+    base = BASES[name]()
+    params, state, *_, (batch,) = inputs(trained, name=name)
     total, count = trained.evaluate(params, state.submodel, batch)
     for slot in range(8):
         one: Batch = jax.tree.map(lambda leaf, s=slot: jnp.asarray(leaf[s]), jax.device_get(batch))
-        losses = base.architecture.losses(base.params, one)
+        losses = jax.jit(base.architecture.losses)(base.params, one)
         np.testing.assert_allclose(total[slot], losses.total.sum(), rtol=1e-5)
         assert count[slot] == losses.count.sum()
 
