@@ -29,7 +29,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["specialize", "specialize.*"]),
-    package_data={"specialize": ["py.typed"], "specialize.score": ["*.jinja"]},
+    package_data={
+        "specialize": ["py.typed"],
+        "specialize.score": ["*.jinja"],
+        "specialize.embedded": ["README.md", "*.json", "*.jsonl", "audio/**", "base/**"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "array_record>=0.8",

@@ -1,6 +1,7 @@
 """Where things are kept that can be made again: decoded corpora and compiled programs."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -11,8 +12,9 @@ def cache_root() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps what JAX compiles from one process to the next, unless $JAX_COMPILATION_CACHE_DIR already says where.
-
-    Call it before JAX is imported.
-    """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "compiled"))
+    """Keeps what JAX compiles from one process to the next, unless $JAX_COMPILATION_CACHE_DIR already says where."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_root() / "compiled")
+    if "jax" in sys.modules:  # it reads the environment when it is imported
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)

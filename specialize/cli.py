@@ -140,6 +140,8 @@ def train(words: list[str]) -> None:
         """Replace the run of this name, if there is one."""
         dry_run: bool = False
         """Say what the run would need: memory of each device, parameters, slots that fit, time. Trains nothing."""
+        evaluate: bool = False
+        """Score the run when it has ended, as `specialize evaluate` does."""
 
     command = tyro.cli(
         Train,
@@ -166,7 +168,12 @@ def train(words: list[str]) -> None:
         f"({summary['submodels_per_hour']:.0f} an hour), padding {summary['padded_share']:.1%}, "
         f"slots busy {summary['slots_busy']:.1%}: {run.folder}"
     )
-    print(f"next: specialize evaluate {run.folder}")
+    if not command.evaluate:
+        print(f"next: specialize evaluate {run.folder}")
+        return
+    from specialize.score.evaluate import Scoring, evaluate
+
+    evaluate([run.folder], Scoring())
 
 
 def pretrain(words: list[str]) -> None:
@@ -200,6 +207,7 @@ def pretrain(words: list[str]) -> None:
         f"{summary['parameters']:,} parameters, dev loss {summary['dev_loss']:.4f} at step {summary['best_step']}, "
         f"{summary['epochs']} epochs of {summary['hours']} h in {summary['seconds']:.0f} s: {run.base_folder}"
     )
+    print(f"next: specialize evaluate {run.folder}")
 
 
 def evaluate(words: list[str]) -> None:
@@ -209,7 +217,10 @@ def evaluate(words: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Evaluate:
-        """Score runs: word error rates of the base and of each Submodel, with intervals over speakers."""
+        """Score runs: word error rates of the base and of each Submodel, with intervals over speakers.
+
+        Of a run of `specialize pretrain`, its base is scored.
+        """
 
         runs: Positional[tuple[Path, ...]]
         """Folders of runs, runs/<name>. The base is decoded once for all of them."""
@@ -234,6 +245,8 @@ class Transcribe:
     context: Literal["best", "needed", "full"] = "best"
     """Length that a Whisper's encoder sees: what the audio needs, or always 30 s. `best` is what the audio needs with a
     Submodel, and 30 s without one, for the base alone repeats itself on cropped audio."""
+    beam: int = 1
+    """Hypotheses of the search of a base with CTC or a transducer; 1 is greedy."""
     gate: Literal["on", "off"] = "on"
     """Whether the base transcribes where the Submodel did not beat it on its speaker's dev utterances."""
 
@@ -247,7 +260,7 @@ def transcribe(words: list[str]) -> None:
     command = tyro.cli(Transcribe, args=words, prog="specialize transcribe")
     if not command.audio:
         raise ConfigError("Name at least one audio file.")
-    base = load_base(command.base)
+    base = load_base(command.base).with_beam(command.beam)
     alone = None
     if command.context != "best":
         alone = base = base.with_context(command.context)

@@ -13,7 +13,7 @@ from specialize.errors import ConfigError
 from specialize.submodel import KINDS, StoredSubmodel, find_sites, init_submodel, load_submodel, sites, size
 from specialize.submodel.kinds import kind_name
 from specialize.submodel.sites import summarise
-from specialize.train import Plan, Run
+from specialize.train import Plan, PretrainRun, Run
 from specialize.train.estimate import gigabytes
 
 _LISTED = 12
@@ -43,6 +43,8 @@ def describe(path: Path, *, kind: str | None = None, where: tuple[str, ...] | No
         raise ConfigError(f"--kind shows where a Submodel would go in a base, but '{path}' is not a base folder.")
     if (path / "config.json").is_file() and (path / "submodels").is_dir():
         return _run(Run(path))
+    if (path / "config.json").is_file() and (path / "problems.json").is_file():
+        return _pretraining(PretrainRun(path))
     if (path / "config.json").is_file():
         raise ConfigError(
             f"'{path}' has a config.json, but no base.json and no submodels. If it is a Hugging Face checkpoint, make "
@@ -118,6 +120,26 @@ def _by_module(stored: StoredSubmodel) -> dict[str, str]:
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in weights.items())
         by_shapes.setdefault(shapes, []).append(module)
     return {line: shapes for shapes, modules in by_shapes.items() for line in summarise(modules)}
+
+
+def _pretraining(run: PretrainRun) -> Iterator[str]:
+    experiment, summary, results = run.experiment, run.read("summary.json"), run.read("results.json")
+    yield f"pretraining {run.folder}"
+    yield f"  corpora        {', '.join(str(corpus.manifest) for corpus in experiment.corpora)}"
+    yield f"  start          {experiment.start or 'random parameters'}"
+    if experiment.start is None:
+        yield f"  model          {experiment.head} on {experiment.model}"
+    if summary is None:
+        yield "  state          not finished: it has no summary.json"
+        return
+    yield f"  base           {run.base_folder} ({summary['fingerprint']}), {summary['parameters']:,} parameters"
+    yield f"  dev loss       {summary['dev_loss']:.4f} at step {summary['best_step']} of {summary['steps']}"
+    yield (
+        f"  took           {summary['seconds']:.0f} s for {summary['epochs']} epochs of {summary['hours']} h "
+        f"on {', '.join(summary['devices'])}"
+    )
+    wer = f"{results['pooled']['wer']:.1%} WER" if results else f"none yet: specialize evaluate {run.folder}"
+    yield f"  scores         {wer}"
 
 
 def _run(run: Run) -> Iterator[str]:

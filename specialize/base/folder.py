@@ -87,9 +87,11 @@ class Base:
         """The same base, decoding with so many hypotheses.
 
         Raises:
-            BaseModelError: the architecture decodes greedily only.
+            BaseModelError: the architecture decodes greedily only, or there are none.
         """
-        if beam == 1:
+        if beam < 1:
+            raise BaseModelError(f"A beam has at least 1 hypothesis, not {beam}.")
+        if beam == 1 and not hasattr(self.architecture, "beam"):
             return self
         if not hasattr(self.architecture, "beam"):
             raise BaseModelError(f"{type(self.architecture).__name__} decodes greedily; it has no beam of {beam}.")

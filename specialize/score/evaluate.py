@@ -2,33 +2,33 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from specialize.base import Base, load_base
 from specialize.corpus import Corpus, CorpusConfig, Speaker, Utterance, open_corpus
 from specialize.errors import ConfigError, FingerprintMismatch
 from specialize.score.counts import Counts, count_words, normalizer
+from specialize.score.decode import decode_split
 from specialize.score.plots import Curve
+from specialize.score.pretrained import evaluate_pretrained
 from specialize.score.report import write_report
 from specialize.score.results import score, write_atomically, write_results
-from specialize.score.terminal import differences, percent, printable, tables
+from specialize.score.terminal import by_gain, differences, percent, printable, tables
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
-from specialize.submodel import StoredSubmodel
-from specialize.train import Run
+from specialize.submodel.store import speaker_folder
+from specialize.train import PretrainRun, Run
 from specialize.train.metrics import read_metrics
 from specialize.train.recorder import job_name, read_jobs
+from specialize.train.run import made_by
 
 Context = Literal["needed", "full"]
-
-_TOGETHER = 32
-"""Speakers whose audio and Submodels are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Scoring:
     """What the base alone sees of a Whisper's 30 s window. `best` decodes both ways and scores it at the better one."""
     gate: Literal["on", "off"] = "on"
     """Whether the base serves speakers whose Submodel did not beat it on their dev utterances, or was quarantined."""
+    beam: int = 1
+    """Hypotheses of the search of a base with CTC or a transducer; 1 is greedy."""
     batch: int = 16
     """Utterances decoded at a time."""
     resamples: int = 10_000
@@ -63,7 +65,8 @@ def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None 
     """Scores runs, prints tables, and writes `results.json`, `transcripts.jsonl` and `report.html` into each.
 
     Another split than test, or another role than the run's, is written beside them with its name: `results.dev.json`.
-    The base is decoded once for runs that share it and the corpus.
+    The base is decoded once for runs that share it and the corpus. Of a pretraining, its base is
+    scored on the corpora that it was trained on (`evaluate_pretrained`).
 
     Args:
         folders: of the runs.
@@ -79,11 +82,16 @@ def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None 
     """
     console = console or Console()
     decoded: dict[Any, dict[int, str]] = {}
-    return [_evaluate_run(Run(folder), scoring, console, decoded) for folder in folders]
+    return [
+        evaluate_pretrained(PretrainRun(folder), scoring, console)
+        if made_by(folder) == "pretrain"
+        else _evaluate_run(Run(folder), scoring, console, decoded)
+        for folder in folders
+    ]
 
 
 def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[Any, dict[int, str]]) -> dict[str, Any]:
-    base = load_base(scoring.base or run.experiment.base)
+    base = load_base(scoring.base or run.experiment.base).with_beam(scoring.beam)
     if base.fingerprint != run.base:
         raise FingerprintMismatch(
             f"The run '{run.folder}' was trained on the base {run.base}, but "
@@ -100,7 +108,7 @@ def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[An
     utterances = [u for speaker in speakers for u in speaker.split(scoring.split)]
     base_texts, contexts = _base_texts(base, corpus, speakers, utterances, scoring, decoded)
     with_submodel = [speaker for speaker in speakers if served.submodels[speaker.id] is not None]
-    submodel_texts = base_texts | _decode(
+    submodel_texts = base_texts | decode_split(
         Recognizer(base.with_context(run.experiment.context), batch=scoring.batch, gate=False),
         corpus,
         with_submodel,
@@ -129,6 +137,7 @@ def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[An
     results["gate"] = scoring.gate
     _write(run, scoring, results, transcripts)
     _print(console, run, scoring, results, transcripts)
+    _say_next(console, run, scoring, results, served, corpus)
     return results
 
 
@@ -204,39 +213,15 @@ def _base_texts(
         if lacking:
             alone = base.with_context(context)
             recognizer = Recognizer(alone, batch=scoring.batch, alone=alone)
-            known |= _decode(recognizer, corpus, lacking, scoring.split, lambda _: None, f"base, {context} context")
+            known |= decode_split(
+                recognizer, corpus, lacking, scoring.split, lambda _: None, f"base, {context} context"
+            )
         texts[context] = known
         counts = sum((count_words(normalize(u.text), normalize(known[u.index])) for u in utterances), Counts())
         tried[context] = float("inf") if counts.rate is None else counts.rate
     best = min(tried, key=lambda context: tried[context])
     shown = {context: rate if rate != float("inf") else None for context, rate in tried.items()}
     return texts[best], {"scored_at": best, "wer": shown}
-
-
-def _decode(
-    recognizer: Recognizer,
-    corpus: Corpus,
-    speakers: Sequence[Speaker],
-    split: str,
-    submodel: Callable[[Speaker], StoredSubmodel | None],
-    title: str,
-) -> dict[int, str]:
-    """{place in the corpus: text} of all utterances of a split."""
-    texts: dict[int, str] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    count = sum(len(s.split(split)) for s in speakers)
-    if not console.is_terminal:
-        console.print(f"decoding {count} utterances, {title}", highlight=False)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"decoding, {title}", total=count)
-        for at in range(0, len(speakers), _TOGETHER):
-            rows = [(submodel(s), u) for s in speakers[at : at + _TOGETHER] for u in s.split(split)]
-            audio = [corpus.audio(u) for _, u in rows]
-            for place, text in recognizer.stream(audio, [stored for stored, _ in rows]):
-                texts[rows[place][1].index] = text
-                progress.advance(task)
-    return texts
 
 
 def _write(run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
@@ -308,3 +293,22 @@ def _print(
         names = ", ".join(printable(name) for name in results["speakers_without_submodel"][:10])
         console.print(f"{len(results['speakers_without_submodel'])} speakers have no Submodel here: {names}.")
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _say_next(
+    console: Console, run: Run, scoring: Scoring, results: dict[str, Any], served: _Served, corpus: Corpus
+) -> None:
+    """How to use what was made, with the speaker who gained most."""
+    gained = [name for name, row in by_gain(results["speakers"]) if row["used"] == "submodel"]
+    if not gained:
+        return
+    speaker = next(s for s in served.speakers if s.id == gained[0])
+    audio = Path(corpus.built.rows[speaker.split(scoring.split)[0].index].audio)
+    submodel = run.folder / "submodels" / speaker_folder(served.submodels[speaker.id] or "")
+    base, clip = str(scoring.base or run.experiment.base), str(audio) if audio.is_file() else "CLIP.wav"
+    words = ("specialize", "transcribe", base, clip, "--submodel", str(submodel))
+    console.print(f"next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
+    load = f"sp.Recognizer(sp.load_base({base!r})).transcribe({clip!r}, {str(submodel)!r})"
+    console.print(
+        f"      from a service: import specialize as sp; {load}", highlight=False, soft_wrap=True, markup=False
+    )

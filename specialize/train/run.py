@@ -113,6 +113,22 @@ class RunFolder:
         return json.loads(path.read_text()) if path.is_file() else None
 
 
+def made_by(folder: Path) -> str:
+    """Which command made a run: `train` or `pretrain`.
+
+    Raises:
+        ConfigError: the folder is no run.
+    """
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `specialize train`.")
+    return (
+        "train"
+        if json.loads(config.read_text()).get("kind", Experiment.__name__) == Experiment.__name__
+        else "pretrain"
+    )
+
+
 class Run(RunFolder):
     """The folder of a run.
 

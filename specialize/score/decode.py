@@ -1,0 +1,51 @@
+"""Decoding of a whole split, some speakers at a time."""
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from specialize.corpus import Corpus, Speaker
+from specialize.serve import Recognizer
+from specialize.submodel import StoredSubmodel
+
+_TOGETHER = 32
+"""Speakers whose audio and Submodels are in memory at a time."""
+
+
+def decode_split(
+    recognizer: Recognizer,
+    corpus: Corpus,
+    speakers: Sequence[Speaker],
+    split: str,
+    submodel: Callable[[Speaker], StoredSubmodel | None],
+    title: str,
+) -> dict[int, str]:
+    """Texts of all utterances of a split, with progress on stderr.
+
+    Args:
+        recognizer: makes them.
+        corpus: where the audio is.
+        speakers: whose.
+        split: train, dev or test.
+        submodel: what transcribes a speaker; it gives None for the base alone.
+        title: what the progress bar says.
+
+    Returns:
+        {place of the utterance in the corpus: text}.
+    """
+    texts: dict[int, str] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    count = sum(len(s.split(split)) for s in speakers)
+    if not console.is_terminal:
+        console.print(f"decoding {count} utterances, {title}", highlight=False)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"decoding, {title}", total=count)
+        for at in range(0, len(speakers), _TOGETHER):
+            rows = [(submodel(s), u) for s in speakers[at : at + _TOGETHER] for u in s.split(split)]
+            audio = [corpus.audio(u) for _, u in rows]
+            for place, text in recognizer.stream(audio, [stored for stored, _ in rows]):
+                texts[rows[place][1].index] = text
+                progress.advance(task)
+    return texts
