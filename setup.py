@@ -14,6 +14,7 @@ test = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.22",
+    "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
     "ruff>=0.14",
     "pyright>=1.1.400",
