@@ -1,8 +1,6 @@
 """The store of record: one Orbax checkpoint a Submodel, which loads without the run that made it."""
 
 import hashlib
-import json
-import os
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,19 +8,23 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
-from specialize.errors import FingerprintMismatch, SpecError, StoreError
+from specialize.errors import SpecError, StoreError
+from specialize.submodel.checkpoint import (
+    absolute,
+    check_base,
+    clear_unfinished,
+    read_arrays,
+    read_metadata,
+    write_checkpoint,
+)
 from specialize.submodel.insert import Submodel
 from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
 
 FORMAT = 1
 """Version of the metadata; a store of a later version is refused."""
 _LONGEST = 120
-_UNFINISHED = ".orbax-checkpoint-tmp"
-"""In the names of folders that Orbax has not finished."""
-_NEW, _OLD = "%%new", "%%old"
-"""Beside a Submodel that is being replaced. No speaker's folder is called so."""
+_ENTRIES = {"base": str, "spec": dict, "speaker": str, "training": dict}
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,8 @@ def speaker_folder(speaker: str) -> str:
     return name
 
 
-def _absolute(path: Any) -> epath.Path:
-    """A path that Orbax takes: absolute where it is local, and as it is where it names a bucket."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
-
-
 def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False) -> None:
-    """Writes one Submodel as one Orbax checkpoint with its metadata.
-
-    Orbax writes beside `path` and renames when all is there, so a save that is killed leaves nothing that loads. One
-    that overwrites is killed with the old or the new in place; between its two renames with neither, never with a part.
+    """Writes one Submodel as one Orbax checkpoint with its metadata, whole or not at all (see `write_checkpoint`).
 
     Args:
         path: the folder to make; any path that Orbax can write (local, gs://, s3://).
@@ -89,7 +82,7 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
         StoreError: something is there already, or another speaker's Submodel is, or `training` is no JSON data, or the
             file system refused.
     """
-    path = _absolute(path)
+    path = absolute(path)
     if path.exists():
         if not overwrite:
             raise StoreError(f"'{path}' is there already. Choose another path, or overwrite.")
@@ -108,24 +101,7 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
         "speaker": stored.speaker,
         "training": stored.training,
     }
-    try:
-        json.dumps(metadata)
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"What is said of the training of '{stored.speaker}' is not JSON data: {error}.") from error
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            new, old = (path.parent / f"{path.name}{mark}" for mark in (_NEW, _OLD))
-            ocp.save(new, arrays, custom_metadata=metadata, overwrite=True)
-            if old.exists():
-                old.rmtree()
-            path.rename(old)
-            new.rename(path)
-            old.rmtree()
-        else:
-            ocp.save(path, arrays, custom_metadata=metadata)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"The Submodel of '{stored.speaker}' could not be written to '{path}': {error}") from error
+    write_checkpoint(path, arrays, metadata, f"Submodel of '{stored.speaker}'")
 
 
 def submodel_metadata(path: Any) -> dict[str, Any]:
@@ -134,23 +110,7 @@ def submodel_metadata(path: Any) -> dict[str, Any]:
     Raises:
         StoreError: nothing is there, or it is not a Submodel, or it is of a later version.
     """
-    path = _absolute(path)
-    if not path.exists():
-        raise StoreError(f"There is no Submodel at '{path}'.")
-    try:
-        data = ocp.metadata(path).custom_metadata
-    except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
-        raise StoreError(f"'{path}' is not a stored Submodel, or it is damaged: {error}") from error
-    if not isinstance(data, dict) or "format" not in data:
-        raise StoreError(f"'{path}' is a checkpoint, but not a Submodel: its metadata lacks what a Submodel's has.")
-    version = data["format"]
-    if isinstance(version, int) and version > FORMAT:
-        raise StoreError(f"'{path}' has format {version}; this version of specialize reads up to {FORMAT}.")
-    types = {"format": int, "base": str, "spec": dict, "speaker": str, "training": dict}
-    wrong = [name for name, kind in types.items() if not isinstance(data.get(name), kind)]
-    if wrong:
-        raise StoreError(f"'{path}' is damaged: its metadata has a wrong value, or none, for {', '.join(wrong)}.")
-    return data
+    return read_metadata(absolute(path), "Submodel", "speaker", FORMAT, _ENTRIES)
 
 
 def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
@@ -164,38 +124,28 @@ def load_submodel(path: Any, *, base: str | None = None) -> StoredSubmodel:
         StoreError: nothing is there, or it is damaged or of a later version.
         FingerprintMismatch: it belongs to another base.
     """
-    path = _absolute(path)
+    path = absolute(path)
     metadata = submodel_metadata(path)
-    if base is not None and metadata["base"] != base:
-        raise FingerprintMismatch(
-            f"The Submodel at '{path}' was trained for the base {metadata['base']}, but this base is {base}. "
-            "Load it with the base that it was trained for, or train it again for this one."
-        )
+    check_base(f"Submodel at '{path}'", metadata["base"], base)
     try:
         spec = spec_from_json(metadata["spec"])
     except SpecError as error:
         raise StoreError(f"The Submodel at '{path}' is of a kind that cannot be read: {error}") from error
+    arrays = read_arrays(path, "Submodel")
     try:
-        arrays = ocp.load(path)
         submodel = {
             name: {key: np.asarray(value) for key, value in weights.items()} for name, weights in arrays.items()
         }
-    except Exception as error:  # Orbax raises many types for damaged arrays.
+    except Exception as error:  # whatever a damaged file gives
         raise StoreError(f"The Submodel at '{path}' is damaged: {error}") from error
-    return StoredSubmodel(
-        submodel,
-        spec,
-        metadata["speaker"],
-        metadata["base"],
-        metadata["training"],
-    )
+    return StoredSubmodel(submodel, spec, metadata["speaker"], metadata["base"], metadata["training"])
 
 
 class SubmodelStore:
     """A folder of Submodels, one subfolder a speaker: `run/submodels`."""
 
     def __init__(self, folder: Any):
-        self.folder = _absolute(folder)
+        self.folder = absolute(folder)
 
     def path(self, speaker: str) -> epath.Path:
         """Where the Submodel of `speaker` is, or would be."""
@@ -223,11 +173,7 @@ class SubmodelStore:
 
         A replaced Submodel whose save was killed between its two renames is put back.
         """
-        for path in self.folder.iterdir() if self.folder.exists() else ():
-            if path.name.endswith(_OLD) and not (self.folder / path.name.removesuffix(_OLD)).exists():
-                path.rename(self.folder / path.name.removesuffix(_OLD))
-            elif path.name.endswith((_NEW, _OLD)) or _UNFINISHED in path.name:
-                path.rmtree()
+        clear_unfinished(self.folder)
 
     def speakers(self) -> Iterator[str]:
         """The speakers that have a finished Submodel here, in the order of their folders' names."""

@@ -1,0 +1,35 @@
+"""Spaces of speakers: generators of Submodels from embeddings, how they are stored, and what is in them."""
+
+from specialize.space.compact import CompactStore, write_compact
+from specialize.space.generators import (
+    GENERATORS,
+    AnyGenerator,
+    Generator,
+    Hypernetwork,
+    Linear,
+    OneHot,
+    Shared,
+)
+from specialize.space.look import Principal, nearest, principal
+from specialize.space.pca import fit_linear
+from specialize.space.space import Space, generated, load_space, save_space
+
+__all__ = [
+    "GENERATORS",
+    "AnyGenerator",
+    "CompactStore",
+    "Generator",
+    "Hypernetwork",
+    "Linear",
+    "OneHot",
+    "Principal",
+    "Shared",
+    "Space",
+    "fit_linear",
+    "generated",
+    "load_space",
+    "nearest",
+    "principal",
+    "save_space",
+    "write_compact",
+]

@@ -1,0 +1,119 @@
+"""One Orbax checkpoint with metadata, written whole or not at all: what a stored Submodel and a stored space are."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from specialize.errors import FingerprintMismatch, StoreError
+
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the names of folders that Orbax has not finished."""
+NEW, OLD = "%%new", "%%old"
+"""Beside a checkpoint that is being replaced. No speaker's folder is called so."""
+
+
+def absolute(path: Any) -> epath.Path:
+    """A path that Orbax takes: absolute where it is local, and as it is where it names a bucket."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
+def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], whose: str) -> None:
+    """Writes arrays and metadata, replacing what is there.
+
+    Orbax writes beside `path` and renames when all is there, so a save that is killed leaves nothing that loads. One
+    that replaces is killed with the old or the new in place; between its two renames with neither, never with a part.
+
+    Args:
+        path: the folder to make; from `absolute`.
+        arrays: nested dicts of arrays.
+        metadata: JSON data.
+        whose: for messages: "Submodel of 'ana'".
+
+    Raises:
+        StoreError: the metadata is no JSON data, or the file system refused.
+    """
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"What is said of the training of the {whose} is not JSON data: {error}.") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            new, old = (path.parent / f"{path.name}{mark}" for mark in (NEW, OLD))
+            ocp.save(new, arrays, custom_metadata=metadata, overwrite=True)
+            if old.exists():
+                old.rmtree()
+            path.rename(old)
+            new.rename(path)
+            old.rmtree()
+        else:
+            ocp.save(path, arrays, custom_metadata=metadata)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"The {whose} could not be written to '{path}': {error}") from error
+
+
+def clear_unfinished(folder: epath.Path) -> None:
+    """Removes what killed writes have left in a folder. Not while another process writes there.
+
+    What was killed between its two renames is put back.
+    """
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name.endswith(OLD) and not (folder / path.name.removesuffix(OLD)).exists():
+            path.rename(folder / path.name.removesuffix(OLD))
+        elif path.name.endswith((NEW, OLD)) or UNFINISHED in path.name:
+            path.rmtree()
+
+
+def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: Mapping[str, type]) -> dict[str, Any]:
+    """The metadata of a checkpoint, without its arrays.
+
+    Args:
+        path: its folder; from `absolute`.
+        what: it should be, for messages: "Submodel".
+        mark: an entry that no other kind of checkpoint has.
+        version: the latest format that can be read.
+        types: of the entries that it must have, beside `format`.
+
+    Raises:
+        StoreError: nothing is there, or it is something else, or it is of a later version.
+    """
+    if not path.exists():
+        raise StoreError(f"There is no {what} at '{path}'.")
+    try:
+        data = ocp.metadata(path).custom_metadata
+    except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
+        raise StoreError(f"'{path}' is not a stored {what}, or it is damaged: {error}") from error
+    if not isinstance(data, dict) or "format" not in data or mark not in data:
+        raise StoreError(f"'{path}' is a checkpoint, but not a {what}: its metadata lacks what a {what}'s has.")
+    if isinstance(data["format"], int) and data["format"] > version:
+        raise StoreError(f"'{path}' has format {data['format']}; this version of specialize reads up to {version}.")
+    wrong = [name for name, kind in (("format", int), *types.items()) if not isinstance(data.get(name), kind)]
+    if wrong:
+        raise StoreError(f"'{path}' is damaged: its metadata has a wrong value, or none, for {', '.join(wrong)}.")
+    return data
+
+
+def read_arrays(path: epath.Path, what: str) -> Any:
+    """The arrays of a checkpoint, whatever devices and processes they were written from.
+
+    Raises:
+        StoreError: they are damaged.
+    """
+    try:
+        return ocp.load(path)
+    except Exception as error:  # Orbax raises many types for damaged arrays.
+        raise StoreError(f"The {what} at '{path}' is damaged: {error}") from error
+
+
+def check_base(what: str, made_for: str, base: str | None) -> None:
+    """Raises FingerprintMismatch where `base` is not the one that something was made for; None checks nothing."""
+    if base is not None and made_for != base:
+        raise FingerprintMismatch(
+            f"The {what} was trained for the base {made_for}, but this base is {base}. "
+            "Load it with the base that it was trained for, or train it again for this one."
+        )
