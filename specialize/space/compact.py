@@ -67,11 +67,14 @@ class CompactStore:
             raise StoreError(f"There is no compact store at '{path}'.")
         try:
             self._file = safe_open(self.path, framework="numpy")
-            self._header = json.loads((self._file.metadata() or {}).get("specialize", "null"))
-        except (SafetensorError, ValueError, OSError) as error:
+            metadata = self._file.metadata() or {}
+        except (SafetensorError, OSError) as error:
             raise StoreError(f"'{path}' is not a compact store, or it is damaged: {error}") from error
-        if not isinstance(self._header, dict) or "speakers" not in self._header:
-            raise StoreError(f"'{path}' is a safetensors file, but not a compact store.")
+        if set(metadata) != {"specialize", "check"}:
+            raise StoreError(f"'{path}' is a safetensors file, but not a compact store, or it is damaged.")
+        if metadata["check"] != str(zlib.crc32(metadata["specialize"].encode())):
+            raise StoreError(f"The header of '{path}' is damaged. Write the file anew.")
+        self._header = json.loads(metadata["specialize"])
         if self._header["format"] > FORMAT:
             raise StoreError(
                 f"'{path}' has format {self._header['format']}; this version of specialize reads up to {FORMAT}."
@@ -80,7 +83,7 @@ class CompactStore:
             self.spec = spec_from_json(self._header["spec"])
         except SpecError as error:
             raise StoreError(f"'{path}' holds Submodels of a kind that cannot be read: {error}") from error
-        self._shared: Shared | None = None
+        self._shared: tuple[Shared, np.ndarray] | None = None
 
     @property
     def base(self) -> str:
@@ -118,8 +121,8 @@ class CompactStore:
         beats = self._read("beats_base", place, place + 1)
         if _check(_encoded(speaker), row[0], losses[0], beats[0]) != self._read("checks", place, place + 1)[0]:
             raise StoreError(f"What '{self.path}' has of '{speaker}' is damaged. Write the file anew.")
-        e = (row[0].astype(np.float32) * self._read("coefficient_scale")).astype(np.float32)
-        shared = self._load_shared()
+        shared, scale = self._load_shared()
+        e = row[0].astype(np.float32) * scale
         submodel = {
             path: {name: np.asarray(value) for name, value in weights.items()}
             for path, weights in generated(Linear(e.size), shared, e).items()
@@ -129,13 +132,14 @@ class CompactStore:
         facts |= {"embedding": e.tolist()} if e.size <= TOLD else {}
         return StoredSubmodel(submodel, self.spec, speaker, self.base, facts)
 
-    def _load_shared(self) -> Shared:
-        """Mean and basis as float32; read and checked once."""
+    def _load_shared(self) -> tuple[Shared, np.ndarray]:
+        """Mean and basis as float32, and what coefficients are to be multiplied with; read and checked once."""
         if self._shared is not None:
             return self._shared
         mean: Submodel = {}
         basis: Submodel = {}
-        check = 0
+        of_coefficients = self._read("coefficient_scale")
+        check = zlib.crc32(of_coefficients.tobytes())
         for path, name in self._header["parameters"]:
             stored = [self._read(f"{part}/{path}/{name}") for part in ("mean", "basis", "scale")]
             for array in stored:
@@ -145,7 +149,7 @@ class CompactStore:
             basis.setdefault(path, {})[name] = stored[1].astype(np.float32) * scale
         if check != self._header["check"]:
             raise StoreError(f"Mean and basis of '{self.path}' are damaged. Write the file anew.")
-        self._shared = jax.tree.map(jnp.asarray, {"mean": mean, "basis": basis})
+        self._shared = jax.tree.map(jnp.asarray, {"mean": mean, "basis": basis}), of_coefficients
         return self._shared
 
     def _find(self, speaker: str) -> int | None:
@@ -215,7 +219,7 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
         "beats_base": beats,
         "checks": np.array([_check(*row) for row in zip(ids, rows, losses, beats, strict=True)], np.uint32),
     }
-    names, check = [], 0
+    names, check = [], zlib.crc32(row_scale.tobytes())
     for part, weights in space.shared["mean"].items():
         for name, value in weights.items():
             mean = np.ascontiguousarray(value, np.float32)
@@ -226,17 +230,19 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
                 check = zlib.crc32(np.ascontiguousarray(array).data, check)
             tensors |= {f"{kind}/{part}/{name}": array for kind, array in stored.items()}
             names.append([part, name])
-    header = {
-        "format": FORMAT,
-        "base": space.base,
-        "spec": spec_to_json(space.spec),
-        "speakers": len(ids),
-        "table": len(tensors["table"]),
-        "parameters": names,
-        "check": check,
-        "dtype": dtype,
-    }
-    _save(tensors, path, {"specialize": json.dumps(header)})
+    header = json.dumps(
+        {
+            "format": FORMAT,
+            "base": space.base,
+            "spec": spec_to_json(space.spec),
+            "speakers": len(ids),
+            "table": len(tensors["table"]),
+            "parameters": names,
+            "check": check,
+            "dtype": dtype,
+        }
+    )
+    _save(tensors, path, {"specialize": header, "check": str(zlib.crc32(header.encode()))})
     return Written(path, path.stat().st_size, len(ids), *_errors(space, CompactStore(path)))
 
 
