@@ -16,6 +16,7 @@ from specialize.corpus.batches import (
     train_shapes,
 )
 from specialize.corpus.config import CorpusConfig
+from specialize.corpus.draws import drawn_batches
 from specialize.corpus.epochs import Epochs, JoinedCorpus
 from specialize.corpus.manifest import Problem, Row, read_manifest
 from specialize.corpus.shapes import Shapes, Size
@@ -39,6 +40,7 @@ __all__ = [
     "cohort_batches",
     "collate",
     "computed_samples",
+    "drawn_batches",
     "eval_batches",
     "eval_shapes",
     "need",

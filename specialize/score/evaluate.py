@@ -23,10 +23,10 @@ from specialize.score.terminal import by_gain, differences, percent, printable, 
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel.store import speaker_folder
-from specialize.train import PretrainRun, Run
+from specialize.train import PretrainRun, open_run
 from specialize.train.metrics import read_metrics
 from specialize.train.recorder import job_name, read_jobs
-from specialize.train.run import made_by
+from specialize.train.run import SpeakersRun
 
 Context = Literal["needed", "full"]
 
@@ -82,15 +82,19 @@ def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None 
     """
     console = console or Console()
     decoded: dict[Any, dict[int, str]] = {}
-    return [
-        evaluate_pretrained(PretrainRun(folder), scoring, console)
-        if made_by(folder) == "pretrain"
-        else _evaluate_run(Run(folder), scoring, console, decoded)
-        for folder in folders
-    ]
+    results = []
+    for run in [open_run(folder) for folder in folders]:
+        if isinstance(run, PretrainRun):
+            results.append(evaluate_pretrained(run, scoring, console))
+        else:
+            assert isinstance(run, SpeakersRun)
+            results.append(_evaluate_run(run, scoring, console, decoded))
+    return results
 
 
-def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[Any, dict[int, str]]) -> dict[str, Any]:
+def _evaluate_run(
+    run: SpeakersRun, scoring: Scoring, console: Console, decoded: dict[Any, dict[int, str]]
+) -> dict[str, Any]:
     base = load_base(scoring.base or run.experiment.base).with_beam(scoring.beam)
     if base.fingerprint != run.base:
         raise FingerprintMismatch(
@@ -113,7 +117,7 @@ def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[An
         corpus,
         with_submodel,
         scoring.split,
-        lambda speaker: run.store.load(served.submodels[speaker.id] or "", base=base.fingerprint),
+        lambda speaker: run.submodel(served.submodels[speaker.id] or "", base=base.fingerprint),
         "with Submodels",
     )
     transcripts = [
@@ -141,7 +145,7 @@ def _evaluate_run(run: Run, scoring: Scoring, console: Console, decoded: dict[An
     return results
 
 
-def _corpus_config(run: Run, scoring: Scoring) -> CorpusConfig:
+def _corpus_config(run: SpeakersRun, scoring: Scoring) -> CorpusConfig:
     """The run's corpus, person by person, with what the user chose to change."""
     config = dataclasses.replace(run.experiment.corpus, pool=None)
     if scoring.manifest is not None:
@@ -163,10 +167,10 @@ class _Served:
     """Speakers of the corpus that are not scored, because they have no Submodel."""
 
 
-def _served(run: Run, corpus: Corpus, base: Base, scoring: Scoring) -> _Served:
+def _served(run: SpeakersRun, corpus: Corpus, base: Base, scoring: Scoring) -> _Served:
     pooled = run.experiment.corpus.pool
     spoken = [speaker for speaker in corpus.speakers if speaker.split(scoring.split)]
-    stored = set(run.store.speakers())
+    stored = set(run.speakers())
     submodels: dict[str, str | None] = {}
     for speaker in spoken:
         name = speaker.id if pooled is None else pooled
@@ -178,7 +182,7 @@ def _served(run: Run, corpus: Corpus, base: Base, scoring: Scoring) -> _Served:
     useless = {
         name
         for name in {name for name in submodels.values() if name is not None}
-        if not run.store.load(name, base=base.fingerprint).helps
+        if not run.submodel(name, base=base.fingerprint).helps
     }
     by_base = {speaker for speaker, name in submodels.items() if name is None or name in useless}
     return _Served(
@@ -224,7 +228,7 @@ def _base_texts(
     return texts[best], {"scored_at": best, "wer": shown}
 
 
-def _write(run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
+def _write(run: SpeakersRun, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
     role = None if scoring.role == run.experiment.corpus.role else scoring.role
     suffix = "".join(f".{part}" for part in (role, scoring.split if scoring.split != "test" else None) if part)
     write_results(results, run.folder / f"results{suffix}.json")
@@ -233,12 +237,14 @@ def _write(run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Seq
     write_report(run.folder / f"report{suffix}.html", results, transcripts, _curves(run), _about(run, results))
 
 
-def _curves(run: Run) -> dict[str, Curve]:
+def _curves(run: SpeakersRun) -> dict[str, Curve]:
     path = run.folder / "metrics.jsonl"
     curves: dict[str, list[tuple[int, float | None, float | None]]] = {}
     for record in read_metrics(path) if path.is_file() else []:
+        if "speaker" not in record:  # means over the speakers of a space
+            continue
         point = (record["step"], _finite(record["train_loss"]), _finite(record["dev_loss"]))
-        name = job_name(record["speaker"], record.get("point", 0), bool(run.experiment.grid))
+        name = job_name(record["speaker"], record.get("point", 0), bool(run.grid))
         curves.setdefault(name, []).append(point)
     return dict(curves)
 
@@ -247,7 +253,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and abs(value) < float("inf") else None
 
 
-def _about(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+def _about(run: SpeakersRun, results: dict[str, Any]) -> dict[str, Any]:
     experiment, summary = run.experiment, run.read("summary.json") or {}
     contexts = results["base_contexts"]
     return {
@@ -275,7 +281,7 @@ def _about(run: Run, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(
-    console: Console, run: Run, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]
+    console: Console, run: SpeakersRun, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]
 ) -> None:
     if scoring.text:
         normalize = normalizer(scoring.language)
@@ -296,7 +302,7 @@ def _print(
 
 
 def _say_next(
-    console: Console, run: Run, scoring: Scoring, results: dict[str, Any], served: _Served, corpus: Corpus
+    console: Console, run: SpeakersRun, scoring: Scoring, results: dict[str, Any], served: _Served, corpus: Corpus
 ) -> None:
     """How to use what was made, with the speaker who gained most."""
     gained = [name for name, row in by_gain(results["speakers"]) if row["used"] == "submodel"]

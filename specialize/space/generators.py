@@ -247,7 +247,8 @@ def _product(h: Float[Any, "T H"], kernel: Float[Any, "H *shape"]) -> Float[Arra
 
 
 def _floats(submodel: Submodel) -> Submodel:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), submodel)
+    """A copy, for what is shared is donated while it is trained."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), submodel)
 
 
 def _positive(generator: Any) -> None:

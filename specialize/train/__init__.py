@@ -2,10 +2,13 @@
 
 from specialize.train.experiment import CohortConfig, Experiment
 from specialize.train.jobs import HyperParameters, Job
+from specialize.train.joint import SpacePlan, SpaceRun, SpaceTraining, plan_space
+from specialize.train.joint_loop import train_space
 from specialize.train.loop import CohortTrainer, Finished
 from specialize.train.pretrain import Pretraining, PretrainRun, pretrain
 from specialize.train.programs import Plan, plan, train
 from specialize.train.run import Run
+from specialize.train.runs import open_run
 from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort
 
@@ -22,8 +25,14 @@ __all__ = [
     "Pretraining",
     "Run",
     "Schedule",
+    "SpacePlan",
+    "SpaceRun",
+    "SpaceTraining",
     "Stopping",
+    "open_run",
     "plan",
+    "plan_space",
     "pretrain",
     "train",
+    "train_space",
 ]

@@ -6,7 +6,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,24 @@ def device_memory(device: Any) -> int | None:
         total = min(pages, int(text)) if text.isdigit() else pages
         return total // max(1, len([d for d in jax.local_devices() if d.platform == "cpu"]))
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+@contextmanager
+def told_of_memory(slots: int) -> Iterator[None]:
+    """Turns a device that runs out of memory into a sentence.
+
+    Raises:
+        ConfigError: it did.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            f"The devices have too little memory for {slots} slots. Use fewer (--cohort.slots), smaller parts "
+            "(--cohort.rows 1) or a smaller --cohort.chunk; --dry-run says how many slots fit."
+        ) from error
 
 
 def fits(needed: int | None, memory: int | None) -> bool:

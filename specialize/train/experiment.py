@@ -10,6 +10,7 @@ import tyro
 
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
+from specialize.space.generators import GENERATORS, generator_from_json, generator_to_json
 from specialize.submodel.kinds import AnyKind, ResidualAdapter, spec_from_json, spec_to_json
 from specialize.train.jobs import HyperParameters
 from specialize.train.schedule import Stopping
@@ -91,6 +92,8 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if hasattr(value, "where"):
             return spec_to_json(value)
+        if type(value) in GENERATORS.values():
+            return generator_to_json(value)
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
@@ -107,7 +110,7 @@ def from_json(cls: Any, data: Any) -> Any:
     """
     origin = get_origin(cls)
     if isinstance(data, dict) and "kind" in data:
-        return spec_from_json(data)
+        return generator_from_json(data) if data["kind"] in GENERATORS else spec_from_json(data)
     if isinstance(data, dict) and isinstance(cls, type) and dataclasses.is_dataclass(cls):
         hints = get_type_hints(cls)
         unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})

@@ -31,12 +31,12 @@ from specialize.base import (
 from specialize.base import save_base as write_base
 from specialize.base.architecture import Architecture
 from specialize.corpus import CorpusConfig, Epochs, Faults, JoinedCorpus, Shapes, need, open_corpus
-from specialize.errors import ConfigError, Preempted, StoreError
+from specialize.errors import ConfigError
 from specialize.submodel import size
 from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
 from specialize.train.run import RunFolder, stop_signal, write_json
-from specialize.train.state import StateFolder
+from specialize.train.state import StateFolder, save_or_tell
 
 _DATA = "data"
 """The mesh axis over which the rows of a batch are laid out."""
@@ -321,7 +321,7 @@ class _Sitting:
         states = StateFolder(run.folder / "state")
         saved = states.latest()
         state = self.trainer.begin(self.base.params)
-        at: dict[str, Any] = {"step": 0, "best": None, "best_step": 0, "metrics": 0, "seconds": 0.0}
+        at: dict[str, Any] = {"step": 0, "looked": 0, "best": None, "best_step": 0, "metrics": 0, "seconds": 0.0}
         if saved is not None:
             state, at = states.load(saved, state), saved.progress
             shown.note(f"goes on with '{run.folder}' from step {at['step']}")
@@ -330,9 +330,9 @@ class _Sitting:
         shown.start(1, 1, of.name)
         began, last_save = time.monotonic() - at["seconds"], time.monotonic()
         try:
-            while at["step"] < of.steps:
+            while at["looked"] < of.steps:
                 losses = []
-                look = min((at["step"] // of.every + 1) * of.every, of.steps)
+                look = min((at["looked"] // of.every + 1) * of.every, of.steps)
                 for batch in self.training.batches(at["step"], look - at["step"]):
                     state, loss = self.trainer.step(state, self.trainer.place_rows(batch))
                     losses.append(loss)
@@ -347,6 +347,7 @@ class _Sitting:
                         self._save(states, state, at)
                         last_save = time.monotonic()
                 state = self._look(state, at, metrics, curves)
+                at["looked"] = look
         finally:
             metrics.close()
             states.close()
@@ -383,19 +384,8 @@ class _Sitting:
         return self.trainer.forget_sums(state)
 
     def _save(self, states: StateFolder, state: TrainState, at: dict[str, Any]) -> None:
-        saved = False
-        try:
-            states.save(state, at)
-            if self.stopped():
-                states.wait()
-            saved = True
-        except (StoreError, OSError) as error:
-            self.shown.note(f"state not saved: {error}. The run goes on; the state before stays.")
-        if self.stopped():
-            how = "its state is saved" if saved else "its state could not be saved, but the one before it is kept"
-            raise Preempted(
-                f"The run '{self.run.folder}' was asked to stop, and {how}. The same command goes on with it."
-            )
+        tell, run = self.shown.note, self.run.folder
+        save_or_tell(states, partial(states.save, state, at), stopped=self.stopped, tell=tell, run=run)
 
     def _end(self, state: TrainState, at: dict[str, Any], seconds: float) -> None:
         run = self.run

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from specialize.base import Base, load_base
@@ -33,6 +32,7 @@ from specialize.train.estimate import (
     gigabytes,
     seconds_of_part,
     slots_that_fit,
+    told_of_memory,
 )
 from specialize.train.experiment import Experiment, to_json
 from specialize.train.jobs import HyperParameters, Jobs, parse_grid
@@ -304,18 +304,11 @@ def _train_programs(
         name = title if len(planned.programs) == 1 else f"{title}, {program.spec}"
         shown.start(len(program.jobs), layout.slots, name, recorder.ended - before if goes_on else 0)
         trainer = planned.trainer(program, layout)
-        try:
+        with told_of_memory(layout.slots):
             if saved is not None and goes_on:
                 trainer.run(recorder, (states.load(saved, trainer.cohort.empty_state()), saved.progress["trainer"]))
             else:
                 trainer.run(recorder)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ConfigError(
-                f"The devices have too little memory for {layout.slots} slots. Use fewer (--cohort.slots), smaller "
-                "parts (--cohort.rows 1) or a smaller --cohort.chunk; --dry-run says how many slots fit."
-            ) from error
         recorder.totals = recorder.totals + trainer.totals
 
 

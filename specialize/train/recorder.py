@@ -10,14 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from specialize.base import Base
-from specialize.errors import Preempted, SpecializeError, StoreError
+from specialize.errors import SpecializeError, StoreError
 from specialize.submodel import Kind, StoredSubmodel, SubmodelStore
 from specialize.train.loop import Finished, Totals
 from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, WandbLog
 from specialize.train.progress import Progress
-from specialize.train.run import Run
+from specialize.train.run import Run, RunFolder
 from specialize.train.schedule import Running
-from specialize.train.state import StateFolder
+from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.step import CohortState
 
 JOBS = "jobs.jsonl"
@@ -139,8 +139,8 @@ class Recorder:
             Preempted: the run was asked to stop.
         """
         self._last_save = time.monotonic()
-        saved = False
-        try:
+
+        def begin() -> None:
             self.settle()
             if self.failures:
                 raise StoreError(f"not while {len(self.failures)} Submodels cannot be written")
@@ -153,17 +153,8 @@ class Recorder:
                 "totals": dataclasses.asdict(self.totals),
             }
             self.states.save(state, {"run": beside, "trainer": progress})
-            if self._stopped():
-                self.states.wait()
-            saved = True
-        except (StoreError, OSError) as error:
-            self.progress.note(f"state not saved: {error}. The run goes on; the state before stays.")
-        if self._stopped():
-            raise Preempted(
-                f"The run '{self.run.folder}' was asked to stop, and "
-                f"{'its state is saved' if saved else 'its state could not be saved, but the one before it is kept'}. "
-                "The same command goes on with it."
-            )
+
+        save_or_tell(self.states, begin, stopped=self._stopped, tell=self.progress.note, run=self.run.folder)
 
     def settle(self) -> None:
         """Waits for the store, trying once more what it could not write before."""
@@ -288,7 +279,7 @@ def job_name(speaker: str, point: int, grid: bool) -> str:
     return f"{speaker} #{point}" if grid else speaker
 
 
-def read_jobs(run: Run) -> list[dict[str, Any]]:
+def read_jobs(run: RunFolder) -> list[dict[str, Any]]:
     """What came of each job that has ended, in the order of their ends."""
     path = run.folder / JOBS
     if not path.is_file():

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from specialize import __version__
 from specialize.errors import ConfigError
-from specialize.submodel import SubmodelStore
+from specialize.submodel import StoredSubmodel, SubmodelStore
 from specialize.train.experiment import Experiment, from_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -24,7 +24,7 @@ _HARMLESS = ("tensorboard", "wandb", "save_seconds", "corpus.cache", "runs")
 
 
 class RunFolder:
-    """The folder of what was asked for, of either kind. Its `config.json` holds the experiment and its versions."""
+    """The folder of what was asked for, of any kind. Its `config.json` holds the experiment and its versions."""
 
     _OF: ClassVar[type[Any]]
     """What `config.json` describes."""
@@ -35,9 +35,14 @@ class RunFolder:
         if not (self.folder / "config.json").is_file():
             raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `{self._COMMAND}`.")
         self.config = json.loads((self.folder / "config.json").read_text())
-        if self.config.get("kind", Experiment.__name__) != self._OF.__name__:
+        if self.config.get("kind", Experiment.__name__) != self.of():
             raise ConfigError(f"'{folder}' is a {self.config['kind']}, and no run of `{self._COMMAND}`.")
         self.experiment: Any = from_json(self._OF, self.config["experiment"])
+
+    @classmethod
+    def of(cls) -> str:
+        """What its `config.json` says that it is."""
+        return cls._OF.__name__
 
     @classmethod
     def begin(cls, experiment: Any, *, base: str, corpus: str, overwrite: bool = False) -> Any:
@@ -55,7 +60,7 @@ class RunFolder:
         """
         folder = experiment.folder
         config = {
-            "kind": cls._OF.__name__,
+            "kind": cls.of(),
             "experiment": to_json(experiment),
             "base": base,
             "corpus": corpus,
@@ -113,24 +118,8 @@ class RunFolder:
         return json.loads(path.read_text()) if path.is_file() else None
 
 
-def made_by(folder: Path) -> str:
-    """Which command made a run: `train` or `pretrain`.
-
-    Raises:
-        ConfigError: the folder is no run.
-    """
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `specialize train`.")
-    return (
-        "train"
-        if json.loads(config.read_text()).get("kind", Experiment.__name__) == Experiment.__name__
-        else "pretrain"
-    )
-
-
-class Run(RunFolder):
-    """The folder of a run.
+class SpeakersRun(RunFolder):
+    """The folder of a run that makes a Submodel for each of many speakers.
 
     `config.json` (the experiment, its versions), `submodels/<speaker>/`, `jobs.jsonl` (what came of each job),
     `metrics.jsonl`, `problems.json` (what was left out of the corpus, and why), `state/` (to go on from, while it has
@@ -138,13 +127,31 @@ class Run(RunFolder):
     `report.html`.
     """
 
-    _OF = Experiment
     _COMMAND = "specialize train"
-    experiment: Experiment
 
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.store = SubmodelStore(self.folder / "submodels")
+
+    def speakers(self) -> Iterator[str]:
+        """Those that have a Submodel here."""
+        return self.store.speakers()
+
+    def submodel(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
+        """The Submodel of a speaker; see `load_submodel`."""
+        return self.store.load(speaker, base=base)
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        """Of the experiment; empty where it has none."""
+        return getattr(self.experiment, "grid", ())
+
+
+class Run(SpeakersRun):
+    """The folder of a run of independent Submodels."""
+
+    _OF = Experiment
+    experiment: Experiment
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from specialize.errors import StoreError
+from specialize.errors import Preempted, StoreError
 
 FORMAT = 1
 """Version of what is saved."""
@@ -131,6 +132,39 @@ class StateFolder:
         with contextlib.suppress(Exception):  # the failure that was just reported
             self._checkpointer.close()
         self._checkpointer = self._open()
+
+
+def save_or_tell(
+    states: StateFolder,
+    save: Callable[[], None],
+    *,
+    stopped: Callable[[], bool],
+    tell: Callable[[str], None],
+    run: Path,
+) -> None:
+    """Saves a run's state; what fails is told, and the run goes on.
+
+    Args:
+        states: where.
+        save: begins the save.
+        stopped: whether the run was asked to stop: then the save is waited for.
+        tell: what shows a line.
+        run: folder of the run.
+
+    Raises:
+        Preempted: the run was asked to stop.
+    """
+    saved = False
+    try:
+        save()
+        if stopped():
+            states.wait()
+        saved = True
+    except (StoreError, OSError) as error:
+        tell(f"state not saved: {error}. The run goes on; the state before stays.")
+    if stopped():
+        how = "its state is saved" if saved else "its state could not be saved, but the one before it is kept"
+        raise Preempted(f"The run '{run}' was asked to stop, and {how}. The same command goes on with it.")
 
 
 def _plain(tree: Any) -> Any:
