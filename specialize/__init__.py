@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from specialize.corpus import CorpusConfig
     from specialize.errors import SpecializeError
     from specialize.serve import Recognizer
+    from specialize.space import CompactStore, Hypernetwork, Linear, OneHot, Space, load_space
     from specialize.submodel import (
         BiasOnly,
         FullWeights,
@@ -27,13 +28,23 @@ if TYPE_CHECKING:
         load_submodel,
         save_submodel,
     )
-    from specialize.train import CohortConfig, Experiment, HyperParameters, Pretraining, Run, Stopping
+    from specialize.train import (
+        CohortConfig,
+        Experiment,
+        HyperParameters,
+        Pretraining,
+        Run,
+        SpaceRun,
+        SpaceTraining,
+        Stopping,
+    )
 
 _HOMES = {
     "specialize.base": ("Base", "ConformerConfig", "TransducerConfig", "import_base", "load_base"),
     "specialize.corpus": ("CorpusConfig",),
     "specialize.errors": ("SpecializeError",),
     "specialize.serve": ("Recognizer",),
+    "specialize.space": ("CompactStore", "Hypernetwork", "Linear", "OneHot", "Space", "load_space"),
     "specialize.submodel": (
         "BiasOnly",
         "FullWeights",
@@ -45,24 +56,40 @@ _HOMES = {
         "load_submodel",
         "save_submodel",
     ),
-    "specialize.train": ("CohortConfig", "Experiment", "HyperParameters", "Pretraining", "Run", "Stopping"),
+    "specialize.train": (
+        "CohortConfig",
+        "Experiment",
+        "HyperParameters",
+        "Pretraining",
+        "Run",
+        "SpaceRun",
+        "SpaceTraining",
+        "Stopping",
+    ),
 }
 
 __all__ = [
     "Base",
     "BiasOnly",
     "CohortConfig",
+    "CompactStore",
     "ConformerConfig",
     "CorpusConfig",
     "Experiment",
     "FullWeights",
     "HyperParameters",
+    "Hypernetwork",
     "LayerNormOnly",
+    "Linear",
     "LoRA",
+    "OneHot",
     "Pretraining",
     "Recognizer",
     "ResidualAdapter",
     "Run",
+    "Space",
+    "SpaceRun",
+    "SpaceTraining",
     "SpecializeError",
     "Stopping",
     "StoredSubmodel",
@@ -71,6 +98,7 @@ __all__ = [
     "__version__",
     "import_base",
     "load_base",
+    "load_space",
     "load_submodel",
     "save_submodel",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,19 +63,19 @@ def _overview() -> str:
     )
 
 
-def load_experiment(file: Path, kind: Any = None) -> Any:
+def load_experiment(file: Path, *kinds: Any) -> Any:
     """The `experiment` that a Python file exposes.
 
     Args:
         file: the Python file.
-        kind: what it must be; None is an Experiment, of Submodels.
+        kinds: what it may be; none named is an Experiment, of Submodels.
 
     Raises:
-        ConfigError: there is no such file, it cannot be run, or it has no experiment of that kind.
+        ConfigError: there is no such file, it cannot be run, or it has no experiment of these kinds.
     """
     from specialize.train import Experiment
 
-    kind = kind or Experiment
+    kinds = kinds or (Experiment,)
     if not file.is_file():
         raise ConfigError(f"There is no experiment file '{file}'.")
     spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
@@ -91,51 +91,69 @@ def load_experiment(file: Path, kind: Any = None) -> Any:
     except Exception as error:
         raise ConfigError(f"'{file}' cannot be run: {type(error).__name__}: {error}") from error
     experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, kind):
-        raise ConfigError(f"'{file}' must expose `experiment`, a specialize.{kind.__name__}; it has {experiment!r}.")
+    if not isinstance(experiment, kinds):
+        named = " or a ".join(f"specialize.{kind.__name__}" for kind in kinds)
+        raise ConfigError(f"'{file}' must expose `experiment`, a {named}; it has {experiment!r}.")
     return experiment
 
 
-def _choose_kind(words: list[str], experiment: Any) -> tuple[list[str], Any]:
-    """Takes `--submodel.kind KIND` out of the words: the flags of a kind depend on it, so it comes first."""
-    from specialize.submodel import KINDS
-    from specialize.submodel.kinds import kind_name
+def _choose_kind(words: list[str], experiment: Any, field: str, known: Mapping[str, type]) -> tuple[list[str], Any]:
+    """Takes `--submodel.kind KIND` out of the words: the flags of a kind depend on it, so it comes first.
 
+    Args:
+        words: of the command line.
+        experiment: whose field is to be of that kind.
+        field: its name, here `submodel`.
+        known: kinds by name.
+    """
     rest, chosen, words = [], None, list(words)
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
-        if flag != "--submodel.kind":
+        if flag != f"--{field}.kind":
             rest.append(word)
         elif equals:
             chosen = value
         elif words:
             chosen = words.pop(0)
         else:
-            raise ConfigError(f"--submodel.kind needs a value: {', '.join(KINDS)}.")
-    if chosen is None or chosen == kind_name(experiment.submodel):
+            raise ConfigError(f"--{field}.kind needs a value: {', '.join(known)}.")
+    if chosen is not None and chosen not in known:
+        raise ConfigError(f"--{field}.kind {chosen}: there is no such kind. Choose from {', '.join(known)}.")
+    if chosen is None or type(getattr(experiment, field)) is known[chosen]:
         return rest, experiment
-    if chosen not in KINDS:
-        raise ConfigError(f"--submodel.kind {chosen}: there is no such kind. Choose from {', '.join(KINDS)}.")
-    return rest, dataclasses.replace(experiment, submodel=KINDS[chosen]())
+    return rest, dataclasses.replace(experiment, **{field: known[chosen]()})
 
 
 def train(words: list[str]) -> None:
-    """Train a Submodel for each speaker: `specialize train experiments/FILE.py [--field value …]`."""
-    from specialize.describe import describe_plan
-    from specialize.train import Experiment, plan
-    from specialize.train import train as run_training
+    """Train a Submodel for each speaker, or a space: `specialize train experiments/FILE.py [--field value …]`."""
+    from specialize.space import GENERATORS
+    from specialize.submodel import KINDS
+    from specialize.train import Experiment, SpaceTraining
 
     if not words or words[0].startswith("-"):
         print("usage: specialize train EXPERIMENT.py [--field value …]\n\nThe fields are the experiment's own:")
         print("specialize train EXPERIMENT.py --help")
         sys.exit(0 if words and words[0] in ("-h", "--help") else 2)
     file = Path(words[0])
-    rest, experiment = _choose_kind(words[1:], load_experiment(file))
+    rest, experiment = _choose_kind(words[1:], load_experiment(file, Experiment, SpaceTraining), "submodel", KINDS)
+    described = (
+        "Train a Submodel for each speaker of the corpus, many at a time in one compiled step. "
+        f"`--submodel.kind` chooses another kind of Submodel ({', '.join(KINDS)}); its own flags follow from it."
+    )
+    if isinstance(experiment, SpaceTraining):
+        rest, experiment = _choose_kind(rest, experiment, "space", GENERATORS)
+        described = (
+            "Train a space of speakers: what makes a Submodel of an embedding, and the embedding of each speaker. "
+            f"`--space.kind` ({', '.join(GENERATORS)}) and `--submodel.kind` ({', '.join(KINDS)}) choose other kinds; "
+            "their own flags follow from them."
+        )
+
+    kind = type(experiment)
 
     @dataclass(frozen=True)
     class Train:
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+        experiment: Annotated[kind, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
         overwrite: bool = False
         """Replace the run of this name, if there is one."""
         dry_run: bool = False
@@ -144,18 +162,29 @@ def train(words: list[str]) -> None:
         """Score the run when it has ended, as `specialize evaluate` does."""
 
     command = tyro.cli(
-        Train,
-        args=rest,
-        default=Train(experiment),
-        prog=f"specialize train {file}",
-        description="Train a Submodel for each speaker of the corpus, many at a time in one compiled step. "
-        "`--submodel.kind` chooses another kind of Submodel (residual-adapter, lora, bias-only, layer-norm-only, "
-        "full-weights); its own flags follow from it.",
+        Train, args=rest, default=Train(experiment), prog=f"specialize train {file}", description=described
     )
+    run = (_train_space if isinstance(experiment, SpaceTraining) else _train_cohort)(command)
+    if run is None:
+        return
+    if not command.evaluate:
+        print(f"next: specialize evaluate {run.folder}")
+        return
+    from specialize.score.evaluate import Scoring, evaluate
+
+    evaluate([run.folder], Scoring())
+
+
+def _train_cohort(command: Any) -> Any:
+    """Trains a Submodel for each speaker; returns the run, None after a dry run."""
+    from specialize.describe import describe_plan
+    from specialize.train import plan
+    from specialize.train import train as run_training
+
     if command.dry_run:
         for line in describe_plan(plan(command.experiment)):
             print(line, flush=True)
-        return
+        return None
     run = run_training(command.experiment, overwrite=command.overwrite)
     summary = run.read("summary.json")
     of_jobs = f" of {summary['jobs']} that were trained" if summary["grid"] else ""
@@ -168,12 +197,53 @@ def train(words: list[str]) -> None:
         f"({summary['submodels_per_hour']:.0f} an hour), padding {summary['padded_share']:.1%}, "
         f"slots busy {summary['slots_busy']:.1%}: {run.folder}"
     )
-    if not command.evaluate:
-        print(f"next: specialize evaluate {run.folder}")
-        return
-    from specialize.score.evaluate import Scoring, evaluate
+    return run
 
-    evaluate([run.folder], Scoring())
+
+def _train_space(command: Any) -> Any:
+    """Trains a space; returns the run, None after a dry run."""
+    from specialize.describe import describe_space_plan
+    from specialize.train import plan_space, train_space
+
+    if command.dry_run:
+        for line in describe_space_plan(plan_space(command.experiment)):
+            print(line, flush=True)
+        return None
+    run = train_space(command.experiment, overwrite=command.overwrite)
+    summary = run.read("summary.json")
+    print(
+        f"a {summary['generator']} space of {summary['submodels']} speakers in {summary['seconds']:.0f} s: mean dev "
+        f"loss {summary['base_dev_loss']:.4f} with the base, {summary['start_dev_loss']:.4f} at the start, "
+        f"{summary['dev_loss']:.4f} at step {summary['best_step']} of {summary['steps']}: {run.folder}"
+    )
+    return run
+
+
+def compact(words: list[str]) -> None:
+    """Write one file that has the Submodels of all speakers of a space, however many."""
+    from specialize.space import write_compact
+    from specialize.train import linear_space_of
+
+    @dataclass(frozen=True)
+    class Compact:
+        """Write one file that has the Submodels of all speakers of a space: its mean, its basis, and a row for each."""
+
+        run: Positional[Path]
+        """Folder of a run, or of its `space`."""
+        out: Positional[Path]
+        """File to make, NAME.safetensors."""
+        dim: int | None = None
+        """Take the principal components of the run's Submodels, so many of them: needed where the run has no linear
+        space. Exact for one less than there are speakers."""
+        dtype: Literal["float32", "float16"] = "float16"
+        """Of basis and coefficients. The error that rounding makes is measured and told."""
+
+    command = tyro.cli(Compact, args=words, prog="specialize compact")
+    written = write_compact(linear_space_of(command.run, command.dim), command.out, dtype=command.dtype)
+    print(
+        f"{written.path}: {written.speakers} speakers in {written.bytes / 1e6:.1f} MB. Parameters differ from the "
+        f"space's by at most {written.largest_error:.2g}: {written.relative_error:.2g} of what it adds to its mean."
+    )
 
 
 def pretrain(words: list[str]) -> None:
@@ -345,7 +415,7 @@ def corpus(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what a base folder, a run or a stored Submodel is."""
+    """Say what a base folder, a run, a space or a stored Submodel is."""
 
     path: Positional[Path]
     """The folder."""
@@ -356,7 +426,7 @@ class Inspect:
 
 
 def inspect(words: list[str]) -> None:
-    """Say what a base, a run or a Submodel is, and where a spec would insert."""
+    """Say what a base, a run, a space or a Submodel is, and where a spec would insert."""
     from specialize.describe import describe
 
     command = tyro.cli(Inspect, args=words, prog="specialize inspect")
@@ -372,6 +442,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "import-base": import_base,
     "corpus": corpus,
     "inspect": inspect,
+    "compact": compact,
 }
 
 if __name__ == "__main__":

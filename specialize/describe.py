@@ -1,6 +1,7 @@
-"""What a folder is: a base, a run or a stored Submodel, in lines of plain text."""
+"""What a folder is: a base, a run, a space or a stored Submodel, in lines of plain text."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ import jax
 
 from specialize.base import Base, load_base
 from specialize.corpus import Shapes
-from specialize.errors import ConfigError
+from specialize.errors import ConfigError, StoreError
+from specialize.space import load_space
+from specialize.space.generators import generator_name
+from specialize.space.look import describe_space
 from specialize.submodel import KINDS, StoredSubmodel, find_sites, init_submodel, load_submodel, sites, size
 from specialize.submodel.kinds import kind_name
 from specialize.submodel.sites import summarise
-from specialize.train import Plan, PretrainRun, Run
+from specialize.train import Plan, PretrainRun, Run, SpacePlan, SpaceRun, open_run
 from specialize.train.estimate import gigabytes
+from specialize.train.run import SpeakersRun
+from specialize.train.runs import is_run
 
 _LISTED = 12
 
@@ -23,12 +29,12 @@ def describe(path: Path, *, kind: str | None = None, where: tuple[str, ...] | No
     """Lines that say what a folder is.
 
     Args:
-        path: of a base, a run or a Submodel.
+        path: of a base, a run, a space or a Submodel.
         kind: with a base, also where a Submodel of this kind would go, and how large it would be.
         where: with `kind`, patterns of module paths instead of the kind's default.
 
     Raises:
-        ConfigError: the folder is none of the three, or `kind` was given for another thing than a base.
+        ConfigError: the folder is none of these, or `kind` was given for another thing than a base.
         SpecError: `where` matches nothing that fits.
     """
     path = Path(path)
@@ -41,16 +47,22 @@ def describe(path: Path, *, kind: str | None = None, where: tuple[str, ...] | No
         return _insertion(base, kind, where) if kind is not None else _base(path, base)
     if kind is not None:
         raise ConfigError(f"--kind shows where a Submodel would go in a base, but '{path}' is not a base folder.")
-    if (path / "config.json").is_file() and (path / "submodels").is_dir():
-        return _run(Run(path))
-    if (path / "config.json").is_file() and (path / "problems.json").is_file():
-        return _pretraining(PretrainRun(path))
+    if is_run(path):
+        run = open_run(path)
+        if isinstance(run, PretrainRun):
+            return _pretraining(run)
+        assert isinstance(run, Run | SpaceRun)
+        return _run(run)
     if (path / "config.json").is_file():
         raise ConfigError(
             f"'{path}' has a config.json, but no base.json and no submodels. If it is a Hugging Face checkpoint, make "
             f"a base from it with `specialize import-base {path} bases/{path.name}`."
         )
-    return _submodel(path, load_submodel(path))
+    try:
+        space = load_space(path)
+    except StoreError:
+        return _submodel(path, load_submodel(path))
+    return itertools.chain((f"space {path}", f"  base           {space.base}"), describe_space(space))
 
 
 def _base(path: Path, base: Base) -> Iterator[str]:
@@ -142,9 +154,9 @@ def _pretraining(run: PretrainRun) -> Iterator[str]:
     yield f"  scores         {wer}"
 
 
-def _run(run: Run) -> Iterator[str]:
+def _run(run: SpeakersRun) -> Iterator[str]:
     experiment, summary, results = run.experiment, run.read("summary.json"), run.read("results.json")
-    speakers = list(run.store.speakers())
+    speakers = [] if summary is None and isinstance(run, SpaceRun) else list(run.speakers())
     yield f"run {run.folder}"
     yield f"  base           {experiment.base} ({run.base})"
     yield f"  corpus         {experiment.corpus.manifest}"
@@ -154,6 +166,9 @@ def _run(run: Run) -> Iterator[str]:
     yield f"  cohort         {experiment.cohort}"
     if experiment.start is not None:
         yield f"  start          {experiment.start}"
+    if isinstance(run, SpaceRun):
+        yield f"  rates          embeddings {experiment.embedding_rate}, prior {experiment.prior}"
+        yield f"  sampling       by utterances to the power of {experiment.sampling}"
     yield f"  Submodels      {len(speakers)}: {', '.join(speakers[:_LISTED])}{' …' if len(speakers) > _LISTED else ''}"
     if summary is None:
         yield "  state          not finished: it has no summary.json"
@@ -172,10 +187,33 @@ def _run(run: Run) -> Iterator[str]:
         pooled = results["pooled"]
         if pooled["base_wer"] is not None:
             yield f"  test WER       {pooled['base_wer']:.1%} -> {pooled['wer']:.1%} over {pooled['speakers']} speakers"
+    if isinstance(run, SpaceRun) and summary is not None:
+        yield from describe_space(run.space())
 
 
-def describe_plan(planned: Plan) -> Iterator[str]:
-    """What a run would need: memory, parameters, slots that fit, time. Measures, but trains nothing."""
+def describe_space_plan(planned: SpacePlan) -> Iterator[str]:
+    """As `describe_plan`, of a space."""
+    layout, devices = planned.plan.layout(planned.program), planned.plan.mesh.devices.size
+    rows, generator = planned.turns(layout.slots).rows, planned.experiment.space
+    yield from describe_plan(planned.plan, turns=rows)
+    template = planned.template()
+    shared = size(jax.eval_shape(generator.init, jax.random.key(0), template))
+    k = generator.embedding_size(template)
+    yield f"  space          {generator_name(generator)}: {generator}"
+    yield f"    turns        {rows} speaker{'' if rows == 1 else 's'} to a slot"
+    yield f"    embeddings   {len(planned.jobs)} of {k:,} numbers"
+    # Beside what is trained: two moments, the best, what decay pulls to, a gradient, and a copy while it is saved.
+    memory = 7 * 4 * shared + 6 * 4 * rows * k * layout.slots // devices
+    yield f"    generator    {shared:,} parameters; with embeddings, {gigabytes(memory)} more of each device"
+
+
+def describe_plan(planned: Plan, turns: int = 1) -> Iterator[str]:
+    """What a run would need: memory, parameters, slots that fit, time. Measures, but trains nothing.
+
+    Args:
+        planned: the run.
+        turns: jobs of a slot that share its steps; 1 where each has its own.
+    """
     experiment, devices, memory = planned.experiment, planned.mesh.devices, planned.memory
     one = devices.flat[0]
     whole = size(planned.base.params)
@@ -202,7 +240,7 @@ def describe_plan(planned: Plan) -> Iterator[str]:
         yield f"                 dev batches of {_seconds(of_dev, rate)}"
         computed, real = planned.foreseen(program, layout.slots)
         yield f"    padding      {1 - real / computed:.1%} of the audio"
-        seconds = computed * planned.seconds_of_sample(program, layout)
+        seconds = computed / turns * planned.seconds_of_sample(program, layout)
         yield f"    time         about {_duration(seconds)} of steps if no job stops early, then compiling and dev sets"
 
 

@@ -83,7 +83,7 @@ def describe_space(space: Space) -> Iterator[str]:
     each = size(space.shared["mean"])
     k = space.generator.embedding_size(space.shared["mean"])
     yield f"  space          {generator_name(space.generator)}: {space.generator}"
-    yield f"  Submodels      {space.spec}, {each:,} parameters each"
+    yield f"  generates      {space.spec}, {each:,} parameters each"
     yield f"  speakers       {n}, of {k:,} numbers each"
     whole = shared + n * k
     yield f"  parameters     {shared:,} shared + {n * k:,} of embeddings; {n} plain Submodels have {n * each:,}"

@@ -8,7 +8,7 @@ from specialize.train.loop import CohortTrainer, Finished
 from specialize.train.pretrain import Pretraining, PretrainRun, pretrain
 from specialize.train.programs import Plan, plan, train
 from specialize.train.run import Run
-from specialize.train.runs import open_run
+from specialize.train.runs import linear_space_of, open_run
 from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort
 
@@ -29,6 +29,7 @@ __all__ = [
     "SpaceRun",
     "SpaceTraining",
     "Stopping",
+    "linear_space_of",
     "open_run",
     "plan",
     "plan_space",

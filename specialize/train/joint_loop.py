@@ -254,7 +254,8 @@ class _Sitting:
             if self.curves is not None:
                 self.curves.scalar(name, value, at.step)
         self._show(None if math.isnan(train) else train, means["dev_loss"])
-        self.shown.note(f"step {at.step}: train loss {train:.4f}, mean dev loss {means['dev_loss']:.4f}")
+        trained = "" if math.isnan(train) else f"train loss {train:.4f}, "
+        self.shown.note(f"step {at.step}: {trained}mean dev loss {means['dev_loss']:.4f}")
 
     def _show(self, train: float | None, dev: float | None) -> None:
         at, most = self.at, self.run.experiment.stop.max_steps
