@@ -19,11 +19,12 @@ from specialize.score.plots import Curve
 from specialize.score.pretrained import evaluate_pretrained
 from specialize.score.report import write_report
 from specialize.score.results import score, write_atomically, write_results
+from specialize.score.spaces import view_space
 from specialize.score.terminal import by_gain, differences, percent, printable, tables
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel.store import speaker_folder
-from specialize.train import PretrainRun, open_run
+from specialize.train import PretrainRun, SpaceRun, open_run
 from specialize.train.metrics import read_metrics
 from specialize.train.recorder import job_name, read_jobs
 from specialize.train.run import SpeakersRun
@@ -234,7 +235,9 @@ def _write(run: SpeakersRun, scoring: Scoring, results: dict[str, Any], transcri
     write_results(results, run.folder / f"results{suffix}.json")
     lines = [json.dumps(dataclasses.asdict(t), ensure_ascii=False) for t in transcripts]
     write_atomically(run.folder / f"transcripts{suffix}.jsonl", "\n".join(lines) + "\n")
-    write_report(run.folder / f"report{suffix}.html", results, transcripts, _curves(run), _about(run, results))
+    report = run.folder / f"report{suffix}.html"
+    space = view_space(run.space(), transcripts, scoring.groups) if isinstance(run, SpaceRun) else None
+    write_report(report, results, transcripts, _curves(run), _about(run, results), space)
 
 
 def _curves(run: SpeakersRun) -> dict[str, Curve]:
@@ -263,6 +266,8 @@ def _about(run: SpeakersRun, results: dict[str, Any]) -> dict[str, Any]:
         "submodel": str(experiment.submodel),
         "parameters_of_a_Submodel": summary.get("parameters_each"),
         "parameters_of_the_base": summary.get("base_parameters"),
+        "space": str(experiment.space) if isinstance(run, SpaceRun) else None,
+        "parameters_of_the_space": summary.get("shared_parameters"),
         "start": None if experiment.start is None else str(experiment.start),
         "context_in_training": experiment.context,
         "base_scored_at_context": contexts["scored_at"],
@@ -311,6 +316,8 @@ def _say_next(
     speaker = next(s for s in served.speakers if s.id == gained[0])
     audio = Path(corpus.built.rows[speaker.split(scoring.split)[0].index].audio)
     submodel = run.folder / "submodels" / speaker_folder(served.submodels[speaker.id] or "")
+    if not submodel.is_dir():  # a space alone was kept
+        return
     base, clip = str(scoring.base or run.experiment.base), str(audio) if audio.is_file() else "CLIP.wav"
     words = ("specialize", "transcribe", base, clip, "--submodel", str(submodel))
     console.print(f"next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)

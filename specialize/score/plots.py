@@ -15,6 +15,14 @@ Curve = Sequence[tuple[int, float | None, float | None]]
 """(step, train loss, dev loss) of one speaker."""
 
 _WIDTH = 860.0
+_SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
+    ((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
+    ((0, -1), (1, 0.85), (-1, 0.85)),
+    ((0, -1.15), (1.15, 0), (0, 1.15), (-1.15, 0)),
+    ((0, 1), (1, -0.85), (-1, -0.85)),
+    ((0, -1.1), (0.35, -0.35), (1.1, 0), (0.35, 0.35), (0, 1.1), (-0.35, 0.35), (-1.1, 0), (-0.35, -0.35)),
+)
+"""Corners of a square, a triangle, a diamond, a triangle upside down and a star, around a mark's place."""
 
 
 def dumbbells(speakers: dict[str, dict[str, Any]]) -> Markup | None:
@@ -138,6 +146,59 @@ def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
         first, final = next(iter(middle.values())), list(middle.values())[-1]
         label += f"; the median goes from {first:.3f} to {final:.3f} at step {max(middle)}"
     return _svg(left + width + 14, above + height + 48, label + ".", parts)
+
+
+def speaker_points(
+    points: dict[str, tuple[float, float]], labels: dict[str, str], explained: Sequence[float], name: str | None = None
+) -> Markup:
+    """Speakers as points in their two directions of most variance, both to the same scale.
+
+    Args:
+        points: {speaker: coordinates}.
+        labels: {speaker: its group}; colours and shapes tell groups apart, in the order in which they come first.
+        explained: share of the variance along each direction.
+        name: of the attribute that groups; None has no groups.
+    """
+    size, left, above = 360.0, 62.0, 14.0
+    reach = 1.08 * max((abs(value) for point in points.values() for value in point), default=0.0) or 1.0
+
+    def place(value: float) -> float:
+        return size * (value + reach) / (2 * reach)
+
+    parts = []
+    step = _ticks(reach)[1]
+    for index in range(-math.floor(reach / step), math.floor(reach / step) + 1):
+        at, style, value = place(index * step), "grid" if index else "range", f"{index * step:.3g}"
+        parts.append(_line(left + at, above, left + at, above + size, style))
+        parts.append(_line(left, above + size - at, left + size, above + size - at, style))
+        parts.append(_text(left + at, above + size + 18, value, "middle"))
+        parts.append(_text(left - 8, above + size - at + 4, value, "end"))
+    order = list(dict.fromkeys(labels.values()))
+    radius = 4.5 if len(points) <= 100 else 3.0
+    for speaker, (x, y) in points.items():
+        group = labels.get(speaker)
+        title = speaker if group is None else f"{speaker}: {group}"
+        index = None if group is None else order.index(group)
+        parts.append(group_mark(index, left + place(x), above + size - place(y), title, radius))
+    shares = [percent(share) for share in (*explained[:2], 0.0, 0.0)[:2]]
+    parts.append(_text(left + size / 2, above + size + 40, f"first direction, {shares[0]} of the variance", "middle"))
+    parts.append(_upright(14, above + size / 2, f"second direction, {shares[1]}"))
+    by = "" if name is None else f" by {name}"
+    label = f"{len(points)} speakers{by} in the two directions in which their embeddings differ most."
+    return _svg(left + size + 14, above + size + 48, label, parts)
+
+
+def group_mark(index: int | None, x: float, y: float, title: str | None = None, radius: float = 4.5) -> Markup:
+    """The mark of a group of speakers: six colours and six shapes, paired anew after six; None is of no group."""
+    colour, shape = (5, 0) if index is None else (index % 6, (index + index // 6) % 6)
+    inside = Markup("") if title is None else Markup("<title>{}</title>").format(title)
+    if shape == 0:
+        return Markup('<circle class="g{}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}">{}</circle>').format(
+            colour, x, y, radius, inside
+        )
+    r = radius * 1.25
+    path = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in _SHAPES[shape - 1])
+    return Markup('<polygon class="g{}" points="{}">{}</polygon>').format(colour, path, inside)
 
 
 def reduction_axis(rows: Iterable[dict[str, Any]]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import jinja2
 from specialize.score import plots
 from specialize.score.counts import Counts, count_words, normalizer
 from specialize.score.results import write_atomically
+from specialize.score.spaces import NEIGHBOURS, SpaceView
 from specialize.score.terminal import align, by_gain, interval, percent, printable
 from specialize.score.transcript import Transcript
 
@@ -23,6 +24,7 @@ def write_report(
     transcripts: Sequence[Transcript],
     curves: dict[str, plots.Curve] | None = None,
     about: dict[str, Any] | None = None,
+    space: SpaceView | None = None,
 ) -> None:
     """Writes the report, whole or not at all.
 
@@ -35,6 +37,7 @@ def write_report(
             out. Some keys have a place of their own: `name` is the title, `command` the command line (a string or its
             words), `problems` a list of {line, utterance, speaker, reason}, `quarantined` a list of speakers whose
             training failed.
+        space: of the run, if it trained one.
     """
     about = dict(about or {})
     title = str(about.pop("name", "")) or "Run"
@@ -55,6 +58,8 @@ def write_report(
         axis=plots.reduction_axis(row for values in results["groups"].values() for row in values.values()),
         scatter=plots.scatter(results["speakers"]),
         training=training,
+        space=space,
+        maps=[] if space is None else maps(space),
         examples=examples(transcripts, results["language"]),
         shown=len(transcripts),
         facts=facts,
@@ -63,6 +68,20 @@ def write_report(
         quarantined=quarantined,
     )
     write_atomically(path, page)
+
+
+def maps(space: SpaceView) -> list[dict[str, Any]]:
+    """A plot of the speakers for each attribute that varies, or one without groups, each with its key."""
+    if not space.labels:
+        return [{"name": None, "plot": plots.speaker_points(space.points, {}, space.explained), "groups": []}]
+    return [
+        {
+            "name": name,
+            "plot": plots.speaker_points(space.points, labels, space.explained, name),
+            "groups": [(group, plots.group_mark(i, 6, 6)) for i, group in enumerate(dict.fromkeys(labels.values()))],
+        }
+        for name, labels in space.labels.items()
+    ]
 
 
 def headline(pooled: dict[str, Any]) -> str:
@@ -151,5 +170,5 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, interval=interval, printable=lambda text: printable(str(text)))
-    environment.globals["reduction_bar"] = plots.reduction_bar
+    environment.globals |= {"reduction_bar": plots.reduction_bar, "neighbours": NEIGHBOURS}
     return environment.get_template("report.html.jinja")

@@ -170,7 +170,7 @@ def test_a_slot_in_trouble_counts_for_the_others_as_if_it_were_idle(name, troubl
     assert struck.skipped[:, 0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
     assert_equal(struck._replace(skipped=idle.skipped), idle)
     assert_equal(struck.embeddings[5], before.embeddings[5])
-    assert_equal(struck.embedding_moments.count[5], before.embedding_moments.count[5])
+    assert_equal(*(np.asarray(of.embedding_moments.count)[5] for of in (struck, before)))
     if name != "one-hot":
         assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (struck.shared, before.shared)), strict=True))
 
@@ -191,7 +191,7 @@ def test_only_the_row_whose_turn_it_is_moves():
     for slot, row in enumerate(rows):
         assert (after.embeddings[slot, row] != before.embeddings[slot, row]).all()
         assert_equal(after.embeddings[slot, 1 - row], before.embeddings[slot, 1 - row])
-        assert after.embedding_moments.count[slot].tolist() == [3, 0] if row == 0 else [2, 1]
+        assert np.asarray(after.embedding_moments.count)[slot].tolist() == [3, 0] if row == 0 else [2, 1]
         assert (after.sums.steps - before.sums.steps)[slot].tolist() == [1 - row, row]
 
 
