@@ -80,7 +80,7 @@ class Trained:
 @functools.cache
 def trained(name: str, devices: int = 1) -> Trained:
     """A space over the tiny Whisper, compiled once a session."""
-    return trained(name, devices)
+    return Trained(GENERATED[name], devices=devices)
 
 
 def host(state: SpaceState) -> SpaceState:
