@@ -3,7 +3,9 @@
     specialize train experiments/synthetic_space.py --evaluate
 
 What distinguishes them is known (`specialize/embedded/people.json`), so one can see whether the space finds it: the
-report shows the speakers as points, by severity. `--space.kind one-hot` is the control that shares nothing.
+report shows the speakers as points, by severity. The control that shares nothing:
+
+    specialize train experiments/synthetic_space.py --name synthetic_alone --space.kind one-hot --embedding-rate 5e-3
 """
 
 from specialize.corpus import CorpusConfig
@@ -19,7 +21,7 @@ experiment = SpaceTraining(
     submodel=LoRA(where=("**/linear*", "**/*_proj", "**/pointwise_conv*"), rank=16),
     space=Linear(dim=8),
     hyper=HyperParameters(learning_rate=1e-3, warmup=24),
-    embedding_rate=1e-2,
+    embedding_rate=0.3,
     stop=Stopping(max_steps=480, every=48, patience=4),
     cohort=CohortConfig(slots=15, batch=4, rows=4, shapes=4, chunk=0),
 )

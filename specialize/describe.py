@@ -167,7 +167,7 @@ def _run(run: SpeakersRun) -> Iterator[str]:
     if experiment.start is not None:
         yield f"  start          {experiment.start}"
     if isinstance(run, SpaceRun):
-        yield f"  rates          embeddings {experiment.embedding_rate}, prior {experiment.prior}"
+        yield f"  rates          embeddings {experiment.rate_of_embeddings}, prior {experiment.prior}"
         yield f"  sampling       by utterances to the power of {experiment.sampling}"
     yield f"  Submodels      {len(speakers)}: {', '.join(speakers[:_LISTED])}{' …' if len(speakers) > _LISTED else ''}"
     if summary is None:

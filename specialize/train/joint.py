@@ -10,8 +10,8 @@ import tyro
 
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
-from specialize.space import AnyGenerator, Linear, Space, load_space
-from specialize.submodel import Kind, StoredSubmodel, Submodel, init_submodel
+from specialize.space import AnyGenerator, Linear, OneHot, Space, load_space
+from specialize.submodel import Kind, StoredSubmodel, Submodel, find_sites, init_submodel
 from specialize.submodel.kinds import AnyKind, ResidualAdapter
 from specialize.train.estimate import Layout
 from specialize.train.experiment import CohortConfig, Experiment
@@ -21,6 +21,8 @@ from specialize.train.programs import Plan, Program, plan
 from specialize.train.run import SpeakersRun
 from specialize.train.schedule import Stopping
 from specialize.train.turns import Turns
+
+_EMBEDDING_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class SpaceTraining:
     """What generates it from a speaker's embedding."""
     hyper: HyperParameters = field(default_factory=lambda: HyperParameters(learning_rate=1e-3, warmup=20))
     """Of the generator. Weight decay pulls it towards where it started; the clip is of each slot's own gradient."""
-    embedding_rate: float = 1e-2
-    """Peak learning rate of embeddings; it rises and falls with the generator's."""
+    embedding_rate: float | None = None
+    """Peak learning rate of embeddings; it rises and falls with the generator's. None is 0.1, fast enough to leave the
+    random places of variance one where they begin; of one-hot, whose embeddings are parameters, the generator's own."""
     prior: float = 0.0
     """Decoupled decay of embeddings towards zero, which a Gaussian prior on speakers comes to."""
     sampling: float = 0.0
@@ -65,7 +68,7 @@ class SpaceTraining:
 
     def __post_init__(self):
         for name, least in (("embedding_rate", 0.0), ("prior", 0.0), ("sampling", 0.0)):
-            if not getattr(self, name) >= least:
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise ConfigError(f"{name}={getattr(self, name)}, but it must be at least {least:g}.")
         if self.stop.halving:
             raise ConfigError("stop.halving compares the points of a grid, and a space has none. Leave it out.")
@@ -76,6 +79,13 @@ class SpaceTraining:
     def folder(self) -> Path:
         """Where the run is written."""
         return self.runs / self.name
+
+    @property
+    def rate_of_embeddings(self) -> float:
+        """Their peak learning rate."""
+        if self.embedding_rate is not None:
+            return self.embedding_rate
+        return self.hyper.learning_rate if isinstance(self.space, OneHot) else _EMBEDDING_RATE
 
     def as_experiment(self) -> Experiment:
         """The cohort that its speakers would be, each by itself: what is checked, measured and batched is the same."""
@@ -146,7 +156,7 @@ class SpacePlan:
         """What everything starts at."""
         if self.plan.start is not None:
             return self.plan.start
-        sites = self.plan.cohort(self.program, Layout(self.plan.mesh.devices.size, 0)).sites
+        sites = find_sites(self.spec, self.plan.base.architecture, self.plan.base.params)
         return init_submodel(self.spec, sites, jax.random.key(self.experiment.hyper.seed))
 
     def turns(self, slots: int, without: Any = ()) -> Turns:
@@ -162,7 +172,7 @@ class SpacePlan:
             of.space,
             self.turns(layout.slots).rows,
             of.hyper,
-            embedding_rate=of.embedding_rate,
+            embedding_rate=of.rate_of_embeddings,
             prior=of.prior,
             steps=of.stop.max_steps,
         )

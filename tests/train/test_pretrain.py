@@ -59,16 +59,17 @@ def test_it_learns_and_makes_a_base(whole):
     assert not (whole.folder / "state").exists()
 
 
-def test_a_stopped_pretraining_goes_on_to_the_same_bits(folder, whole, monkeypatch):
+@pytest.mark.parametrize("at", [3, 4, 6], ids=["just before a look", "between looks", "just before the last look"])
+def test_a_stopped_pretraining_goes_on_to_the_same_bits(folder, whole, monkeypatch, at):
     file = folder / "pretraining.py"
     imports = "from pathlib import Path, PosixPath\nfrom specialize import *\n"
-    file.write_text(f"{imports}experiment = {experiment(folder, 'stopped')!r}\n")
+    file.write_text(f"{imports}experiment = {experiment(folder, f'stopped{at}')!r}\n")
     saves, save = [], StateFolder.save
 
     def stop(self: StateFolder, *arguments: Any) -> None:
         save(self, *arguments)
         saves.append(arguments)
-        if len(saves) == 4:  # in the second round, between two looks
+        if len(saves) == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
@@ -77,7 +78,7 @@ def test_a_stopped_pretraining_goes_on_to_the_same_bits(folder, whole, monkeypat
             main(["pretrain", str(file), "--save-seconds", "1e-9"])
     assert ended.value.code == EXIT_PREEMPTED
     main(["pretrain", str(file), "--save-seconds", "1000"])
-    run = PretrainRun(folder / "runs/stopped")
+    run = PretrainRun(folder / f"runs/stopped{at}")
     ours, theirs = load_base(run.base_folder), load_base(whole.base_folder)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     records = [list(read_metrics(of.folder / "metrics.jsonl")) for of in (run, whole)]
