@@ -213,7 +213,7 @@ def _utterance(row: Row, place: int, samples: int, style: str, base: Base | None
         seconds, most = samples / architecture.sample_rate, architecture.max_samples / architecture.sample_rate
         return row.problem(f"It is {seconds:.1f} s long; this base takes at most {most:.1f} s. Cut it.")
     try:
-        labels = base.tokenizer.encode(base.tokenizer.adapt(row.text) if style == "base" else row.text)
+        labels = base.tokenizer.encode(base.adapt(row.text) if style == "base" else row.text)
     except SpecializeError as error:
         return row.problem(str(error))
     if len(labels) > architecture.max_labels:

@@ -7,10 +7,11 @@ from typing import Any
 
 import jinja2
 
+from specialize.printable import printable
 from specialize.score import plots
 from specialize.score.counts import Counts, count_words, normalizer
 from specialize.score.results import write_atomically
-from specialize.score.terminal import align, by_gain, interval, percent, printable
+from specialize.score.terminal import align, by_gain, interval, percent
 from specialize.score.transcript import Transcript
 
 EXAMPLES = 24
