@@ -120,7 +120,74 @@ def test_evaluate_writes_scores_and_a_report(folder, capsys):
     assert len(lines) == results["pooled"]["utterances"]
     assert "p0" in (folder / "runs/people/report.html").read_text()
     main(["evaluate", str(folder / "runs/people"), "--split", "dev", "--resamples", "100", "--base-context", "needed"])
-    assert json.loads((folder / "runs/people/results.dev.json").read_text())["splits"] == ["dev"]
+    assert json.loads((folder / "runs/people/results.dev.base-needed.json").read_text())["splits"] == ["dev"]
+
+
+@pytest.fixture(scope="module")
+def another(folder) -> Path:
+    """A manifest of the same people, of whom p0 has only something to score, p1 has nothing, and p2 a missing file."""
+    lines = [json.loads(line) for line in (folder / "people.jsonl").read_text().splitlines()]
+    chosen = [line | {"split": "test", "role": "kept"} for line in (lines[0], lines[1], lines[17])]
+    chosen += [lines[10] | {"split": "train", "role": "kept"}, lines[18] | {"audio": "gone.wav", "split": "test"}]
+    chosen += [lines[24] | {"role": "other", "split": "test", "speaker": "[/]\x1b[2Jp7"}]
+    (folder / "another.jsonl").write_text("\n".join(map(json.dumps, chosen)) + "\n")
+    return folder / "another.jsonl"
+
+
+def test_scoring_something_else_leaves_the_scores_of_the_run(folder, another, capsys):
+    run = folder / "runs/people"
+    main(["evaluate", str(run), "--resamples", "20"])
+    before = {name: (run / name).read_bytes() for name in ("results.json", "transcripts.jsonl", "report.html")}
+    capsys.readouterr()
+    words = ["evaluate", str(run), "--manifest", str(another), "--resamples", "20"]
+    main([*words, "--groups", "role", "seconds"])
+    printed = capsys.readouterr().out
+    results = json.loads((run / "results.manifest-another.json").read_text())
+    assert set(results["speakers"]) == {"p0", "p2"}
+    assert results["speakers_without_utterances"] == ["p1"]
+    assert results["speakers_without_submodel"] == ["[/]\x1b[2Jp7"]
+    assert set(results["groups"]) == {"role", "seconds"}
+    assert results["left_out"] == len(results["problems"]) == 2
+    assert [problem["line"] for problem in results["problems"]] == [5, 0]
+    for told in ("1 speakers have no test utterances: p1", "1 utterances were left out", "line 5", "[2Jp7"):
+        assert told in printed
+    assert "\x1b" not in printed
+    for name in ("results.manifest-another.json", "report.manifest-another.html"):
+        assert str(run / name) in printed
+    report = (run / "report.manifest-another.html").read_text()
+    assert "left out of what was scored" in report
+    assert "gone.wav" in report
+    main([*words, "--out", str(folder / "out"), "--gate", "off", "--tokens-per-second", "4"])
+    assert json.loads((folder / "out/results.json").read_text())["differs"] == [
+        "manifest-another",
+        "gate-off",
+        "tokens-4.0",
+    ]
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_the_corpus_of_the_run_elsewhere_is_its_own(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved", copy_function=shutil.copy2)
+    words = ["--manifest", str(tmp_path / "moved/people.jsonl"), "--resamples", "20"]
+    main(["evaluate", str(tmp_path / "moved/runs/people"), *words])
+    assert (tmp_path / "moved/runs/people/results.json").is_file()
+    assert not (tmp_path / "moved/runs/people/results.manifest-people.json").exists()
+
+
+def test_what_cannot_be_scored_is_known_before_anything_is_decoded(folder, capsys):
+    run = folder / "runs/people"
+    for words, message in (
+        (("--groups", "colour"), "severity"),
+        (("--batch", "0"), "batch=0"),
+        (("--beam", "2"), "beam of 2"),
+        (("--out", "/proc/nope"), "/proc/nope"),
+    ):
+        told = fails(capsys, "evaluate", run, *words)
+        assert message in told
+        assert "decoding" not in told
+    (folder / "b").mkdir()
+    shutil.copytree(run, folder / "b/people")
+    assert "called 'people'" in fails(capsys, "evaluate", run, folder / "b/people", "--out", folder / "out")
 
 
 def test_transcribe(folder, capsys):

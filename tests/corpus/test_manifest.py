@@ -1,5 +1,6 @@
 """Manifests: what is wrong with a line is named with it, and the rest is used."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -198,9 +199,10 @@ def test_problems_reach_a_terminal_as_one_line_of_text(folder):
 
 
 def test_a_corpus_has_at_least_one_speaker(folder):
-    for fields in ({"limit": 0}, {"limit": -1}, {"pool": ""}):
-        with pytest.raises(ConfigError, match=r"corpus\."):
-            CorpusConfig(manifest=folder / "m.jsonl", **fields)
+    config = CorpusConfig(manifest=folder / "m.jsonl")
+    for field, value in (("limit", 0), ("limit", -1), ("pool", "")):
+        with pytest.raises(ConfigError, match=rf"corpus\.{field}"):
+            dataclasses.replace(config, **{field: value})
 
 
 def test_a_line_without_split_among_lines_with_is_named(folder):
