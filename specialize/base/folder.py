@@ -239,10 +239,11 @@ def _read_description(folder: Path) -> tuple[dict[str, Any], Architecture]:
         data = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8
         raise BaseModelError(f"{damaged}: {error}. Import it again.") from error
+    if not isinstance(data, dict):
+        raise BaseModelError(f"{damaged}: it holds no object. Import it again.")
     types = {"format": int, "architecture": str, "fingerprint": str, "end": int, "config": dict}
-    if not isinstance(data, dict) or (wrong := [n for n, kind in types.items() if not isinstance(data.get(n), kind)]):
-        what = "it holds no object" if not isinstance(data, dict) else f"it lacks {', '.join(wrong)}"
-        raise BaseModelError(f"{damaged}: {what}. Import it again.")
+    if wrong := [name for name, kind in types.items() if not isinstance(data.get(name), kind)]:
+        raise BaseModelError(f"{damaged}: it lacks {', '.join(wrong)}. Import it again.")
     if data["format"] > FORMAT:
         raise BaseModelError(
             f"'{folder}' has format {data['format']}; this version of specialize reads up to {FORMAT}."

@@ -89,9 +89,11 @@ def read_manifest(path: Path) -> tuple[list[Row], list[Problem]]:
     problems: list[Problem] = []
     seen = _Seen()
     for line, record in records:
-        made = record if isinstance(record, Problem) else _row(path.parent, line, record)
-        if isinstance(made, Row) and (reason := seen.why_not(made, str(record["speaker"]))) is not None:
-            made = made.problem(reason)
+        made = record
+        if not isinstance(record, Problem):
+            made = _row(path.parent, line, record)
+            if isinstance(made, Row) and (reason := seen.why_not(made, str(record["speaker"]))) is not None:
+                made = made.problem(reason)
         if isinstance(made, Problem):
             problems.append(made)
         else:

@@ -32,9 +32,7 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
-            raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `{self._COMMAND}`.")
-        self.config = json.loads((self.folder / "config.json").read_text())
+        self.config = _read_config(self.folder, self._COMMAND)
         if self.config.get("kind", Experiment.__name__) != self._OF.__name__:
             raise ConfigError(f"'{folder}' is a {self.config['kind']}, and no run of `{self._COMMAND}`.")
         self.experiment: Any = from_json(self._OF, self.config["experiment"])
@@ -119,14 +117,21 @@ def made_by(folder: Path) -> str:
     Raises:
         ConfigError: the folder is no run.
     """
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `specialize train`.")
-    return (
-        "train"
-        if json.loads(config.read_text()).get("kind", Experiment.__name__) == Experiment.__name__
-        else "pretrain"
-    )
+    kind = _read_config(Path(folder), "specialize train").get("kind", Experiment.__name__)
+    return "train" if kind == Experiment.__name__ else "pretrain"
+
+
+def _read_config(folder: Path, command: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `{command}`.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ConfigError(f"'{path}' is damaged: {error}.") from error
+    if not isinstance(config, dict) or not {"experiment", "base", "versions"} <= config.keys():
+        raise ConfigError(f"'{folder}' is not a run: its config.json is of something else.")
+    return config
 
 
 class Run(RunFolder):
