@@ -63,6 +63,8 @@ def _base(path: Path, base: Base) -> Iterator[str]:
     longest = architecture.max_samples / architecture.sample_rate
     yield f"  audio          {architecture.sample_rate} Hz, at most {longest:g} s"
     yield f"  labels         at most {architecture.max_labels} tokens"
+    if hasattr(architecture, "prompt"):
+        yield f"  language       {base.language}"
     for name, value in _config(architecture):
         yield f"  {name:<14} {value}"
     available = sites(architecture, base.params)

@@ -296,8 +296,7 @@ def _say_next(
     submodel = run.folder / "submodels" / speaker_folder(served.submodels[speaker.id] or "")
     base, clip = str(scoring.base or run.experiment.base), str(audio) if audio.is_file() else "CLIP.wav"
     words = ("specialize", "transcribe", base, clip, "--submodel", str(submodel))
-    console.print(f"next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"next: {printable(shlex.join(words))}", highlight=False, soft_wrap=True, markup=False)
     load = f"sp.Recognizer(sp.load_base({base!r})).transcribe({clip!r}, {str(submodel)!r})"
-    console.print(
-        f"      from a service: import specialize as sp; {load}", highlight=False, soft_wrap=True, markup=False
-    )
+    line = f"      from a service: import specialize as sp; {printable(load)}"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -140,7 +140,7 @@ class Run(RunFolder):
     `config.json` (the experiment, its versions), `submodels/<speaker>/`, `jobs.jsonl` (what came of each job),
     `metrics.jsonl`, `problems.json` (what was left out of the corpus, and why), `state/` (to go on from, while it has
     not ended) and, when it has, `summary.json`. `specialize evaluate` adds `results.json`, `transcripts.jsonl` and
-    `report.html`.
+    `report.html`, and others whose names say how they were scored.
     """
 
     _OF = Experiment
