@@ -24,10 +24,10 @@ experiment = Pretraining(
         subsampling_factor=4,
         subsampling_conv_channels=32,
     ),
-    steps=2000,
+    steps=1200,
     seconds=160.0,
     learning_rate=2e-3,
-    warmup=300,
+    warmup=200,
     average=0.998,
     every=200,
 )
