@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"specialize: there is no command '{name}'.\n\n{_overview()}", file=sys.stderr)
         sys.exit(2)
     keep_compiled_programs()
+    # Orbax logs whole tracebacks of what is told here in one sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        if name in ("train", "pretrain"):
+            signal.signal(signal.SIGTERM, _stop_at_once)
         COMMANDS[name](rest)
     except Preempted as error:
         print(f"specialize {name}: {error}", file=sys.stderr)
@@ -47,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         again = "; the same command goes on from the last state that was saved" if name in ("train", "pretrain") else ""
         print(f"specialize {name}: interrupted{again}", file=sys.stderr)
         sys.exit(130)
+
+
+def _stop_at_once(*_: object) -> None:
+    """What SIGTERM does before a run can save a state; the run then turns it into a question of its own."""
+    raise Preempted("asked to stop before the run had begun. The same command begins it.")
 
 
 def _overview() -> str:
