@@ -1,7 +1,7 @@
 """A Submodel for each of the 75 `personal` speakers of speechocean762, on a weak Conformer RNN-T of our own.
 
-    specialize pretrain experiments/speechocean_transducer_base.py
-    specialize train experiments/speechocean_transducer.py --evaluate
+specialize pretrain experiments/speechocean_transducer_base.py
+specialize train experiments/speechocean_transducer.py --evaluate
 """
 
 from pathlib import Path

@@ -295,10 +295,11 @@ class ImportBase:
     """Checkpoint folder, or a name on the Hugging Face hub."""
     out: Positional[Path]
     """Base folder to make."""
-    language: str = "en"
-    """Language that a multilingual checkpoint is prompted for."""
-    task: Literal["transcribe", "translate"] = "transcribe"
-    """Task that a multilingual checkpoint is prompted for."""
+    language: str | None = None
+    """Language that a multilingual checkpoint is prompted for, as a code (`de`); by default what its own
+    generation_config forces, or else English."""
+    task: Literal["transcribe", "translate"] | None = None
+    """Task that it is prompted for; by default likewise, or else transcribing."""
 
 
 def import_base(words: list[str]) -> None:

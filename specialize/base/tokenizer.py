@@ -89,6 +89,12 @@ class Tokenizer:
         """The id of one token by its exact spelling; None if there is none."""
         return self._tokenizer.token_to_id(token)
 
+    @property
+    def markup(self) -> dict[str, int]:
+        """The tokens that are no text, by their spelling."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items() if token.special}
+
 
 def character_tokenizer(alphabet: str) -> Tokenizer:
     """A tokenizer with a token for each character of `alphabet`, in its order, and the blank after them.
