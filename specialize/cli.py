@@ -131,6 +131,11 @@ def _choose_kind(words: list[str], experiment: Any) -> tuple[list[str], Any]:
     return rest, dataclasses.replace(experiment, submodel=KINDS[chosen]())
 
 
+def _spelt_out(words: list[str], short: str, *flags: str) -> list[str]:
+    """The words with a short flag written as the flags that it stands for."""
+    return [flag for word in words for flag in (flags if word == short else (word,))]
+
+
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker: `specialize train experiments/FILE.py [--field value …]`."""
     from specialize.describe import describe_plan
@@ -143,6 +148,7 @@ def train(words: list[str]) -> None:
         sys.exit(0 if words and words[0] in ("-h", "--help") else 2)
     file = Path(words[0])
     rest, experiment = _choose_kind(words[1:], load_experiment(file))
+    rest = _spelt_out(rest, "--strict", "--corpus.strict")
 
     @dataclass(frozen=True)
     class Train:
@@ -207,7 +213,7 @@ def pretrain(words: list[str]) -> None:
 
     command = tyro.cli(
         Pretrain,
-        args=words[1:],
+        args=_spelt_out(words[1:], "--strict", *(f"--corpora.{i}.strict" for i in range(len(experiment.corpora)))),
         default=Pretrain(experiment),
         prog=f"specialize pretrain {file}",
         description="Train a base on the pooled speech of many people, over all devices at once.",

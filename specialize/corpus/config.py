@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from specialize.caches import cache_root
 
@@ -32,8 +30,8 @@ class CorpusConfig:
     in the manifest."""
     cache: Path | None = None
     """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
-    strict: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
-    """Stop at bad utterances instead of leaving them out and listing them."""
+    strict: bool = False
+    """Stop at bad utterances instead of leaving them out and listing them; `--strict` for short."""
 
     @property
     def cache_folder(self) -> Path:
