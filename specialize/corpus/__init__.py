@@ -9,7 +9,7 @@ from specialize.corpus.batches import (
     eval_shapes,
     train_shapes,
 )
-from specialize.corpus.collate import Faults, Positions, audio_or_nan, collate, need
+from specialize.corpus.collate import Faults, Positions, Recordings, audio_or_nan, collate, need
 from specialize.corpus.config import CorpusConfig
 from specialize.corpus.epochs import Epochs, JoinedCorpus
 from specialize.corpus.manifest import Problem, Row, read_manifest
@@ -29,6 +29,7 @@ __all__ = [
     "Order",
     "Positions",
     "Problem",
+    "Recordings",
     "Row",
     "Shapes",
     "Size",

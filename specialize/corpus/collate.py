@@ -26,6 +26,13 @@ class Faults:
         with self._lock:
             self._reasons.setdefault(utterance.index, f"line {utterance.line}: utterance '{utterance.id}': {error}")
 
+    def take(self, others: "Faults", utterance: Utterance) -> None:
+        """Notes what others have noted of an utterance, if they have."""
+        reason = others._reasons.get(utterance.index)
+        if reason is not None:
+            with self._lock:
+                self._reasons.setdefault(utterance.index, reason)
+
     def of(self, utterances: Iterable[Utterance]) -> str | None:
         """Why the first of these that could not be read could not."""
         with self._lock:

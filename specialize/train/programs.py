@@ -13,6 +13,7 @@ from specialize.corpus import (
     Corpus,
     Cut,
     Shapes,
+    Utterance,
     computed_samples,
     eval_shapes,
     need,
@@ -39,6 +40,7 @@ from specialize.train.jobs import HyperParameters, Jobs, parse_grid
 from specialize.train.loop import CohortTrainer
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
+from specialize.train.resident import resident_bytes
 from specialize.train.run import Run, stop_signal, write_json
 from specialize.train.schedule import Schedule
 from specialize.train.state import Saved, StateFolder
@@ -75,8 +77,9 @@ class Plan:
 
     @property
     def cut(self) -> Cut:
-        """How batches are cut into parts."""
-        return Cut(self.experiment.cohort.batch, self.experiment.cohort.rows)
+        """How batches are cut into parts, and steps into dispatches."""
+        cohort = self.experiment.cohort
+        return Cut(cohort.batch, cohort.rows, cohort.dispatch)
 
     def cohort(self, program: Program, layout: Layout) -> Cohort:
         """The compiled functions of a program; nothing is compiled yet."""
@@ -99,9 +102,17 @@ class Plan:
         looks = 1 + -(-stop.max_steps // stop.every)
         first = program.jobs[:_FORESEEN]
         each = len(program.jobs) / len(first)
-        longest = need(u for speaker in program.jobs.speakers for u in speaker.train)
+        longest = need(_training(program))
         of_training = train_shapes(
-            [job.at(0) for job in first], longest, slots, self.cut, stop.max_steps, count, compiling, each
+            [job.at(0) for job in first],
+            longest,
+            slots,
+            self.cut,
+            stop.max_steps,
+            count,
+            compiling,
+            each,
+            stop.every,
         )
         longest = need(u for speaker in program.jobs.speakers for u in speaker.dev)
         dev = [job.speaker.dev for job in first]
@@ -109,9 +120,15 @@ class Plan:
         return of_training, of_dev
 
     def work(self, program: Program, slots: int) -> Workload:
-        """The largest part of a step."""
+        """The largest part of a step, or dispatch of steps, and what is kept beside it."""
         largest = self.shapes(program, slots)[0].sizes[-1]
-        return Workload(self.experiment.cohort.batch, self.experiment.cohort.rows, largest)
+        cut = self.cut
+        return Workload(cut.batch, cut.rows, largest, cut.together, self.resident(program, largest.samples))
+
+    def resident(self, program: Program, longest: int) -> int:
+        """Bytes of audio that each device keeps, where a batch is padded to `longest` samples at most; 0 for none."""
+        kind, device = self.experiment.cohort.resident, self.mesh.devices.flat[0]
+        return resident_bytes(kind, _training(program), longest, device, self.memory)
 
     def layout(self, program: Program, *, measure: bool = False) -> Layout:
         """Slots and chunk of a program, measured where they are `auto`.
@@ -153,7 +170,7 @@ class Plan:
         first = program.jobs[:_FORESEEN]
         queue = [job.at(0) for job in first]
         shapes, steps = self.shapes(program, slots)[0], self.experiment.stop.max_steps
-        computed, real = computed_samples(queue, shapes, slots, self.cut, steps)
+        computed, real = computed_samples(queue, shapes, slots, self.cut, steps, self.experiment.stop.every)
         each = len(program.jobs) / len(first)
         return computed * each, real * each
 
@@ -174,11 +191,19 @@ class Plan:
         """What trains a program."""
         cohort = self.cohort(program, layout)
         schedule = Schedule(program.jobs, layout.slots, self.experiment.stop, self.experiment.cohort.refill)
-        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, *self.shapes(program, layout.slots))
+        of_training, of_dev = self.shapes(program, layout.slots)
+        lives = self.resident(program, of_training.sizes[-1].samples) > 0
+        resident = _training(program) if lives else []
+        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, of_training, of_dev, resident)
 
     def _maker(self, program: Program) -> Callable[[int, int], Cohort]:
         devices = self.mesh.devices.size
         return lambda local, chunk: self.cohort(program, Layout(local * devices, chunk))
+
+
+def _training(program: Program) -> list[Utterance]:
+    """What the jobs of a program train on."""
+    return [utterance for speaker in program.jobs.speakers for utterance in speaker.train]
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -196,6 +221,12 @@ def plan(experiment: Experiment) -> Plan:
         )
     if experiment.stop.halving and experiment.select == "pooled":
         raise ConfigError("stop.halving ends jobs by their own speaker's dev set and cannot go with --select pooled.")
+    dispatch, most = experiment.cohort.dispatch, min(experiment.stop.every, experiment.stop.max_steps)
+    if dispatch > most:
+        raise ConfigError(
+            f"cohort.dispatch={dispatch}, but after {most} steps comes a look at the dev set, and no dispatch goes past "
+            f"it. Give --cohort.dispatch {most} or less, or look more seldom (--stop.every, --stop.max-steps)."
+        )
     specs = list(dict.fromkeys(spec for spec, _ in points))
     for spec in specs:
         find_sites(spec, base.architecture, base.params)

@@ -1,6 +1,7 @@
-"""The cohort step: S independent jobs advance together, in two compiled programs.
+"""The cohort step: S independent jobs advance together, in two compiled programs, or several steps in one.
 
-`gradient` is the forward and backward pass of a part of a batch; `apply` sums the parts, clips, and updates.
+`gradient` is the forward and backward pass of a part of a batch; `apply` sums the parts, clips, and updates. `steps` is
+a loop over both, for batches that are one part.
 
 `jit` outside, `shard_map` over the mesh's speaker axis inside it, `vmap` over the local slots inside that. The base is
 replicated and everything with a slot axis is sharded, so independent jobs need no collective. `vmap` under `jit` alone
@@ -51,7 +52,7 @@ class Partial(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step says of each slot, [S]."""
+    """What a step says of each slot, [S]; or K steps of one dispatch, [S, K]."""
 
     loss: Any
     """Mean training loss per target token; NaN for an idle slot."""
@@ -112,6 +113,9 @@ class Cohort:
         """(params, bank, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
         self.apply = self._compile(self._slot_apply, shared=(3,), donate=(0,))
         """(state, hyper, active [S], anchor, partials) → (state, Metrics). The state is donated."""
+        self.steps = self._compile(self._slot_steps, shared=(0, 4), donate=(1,))
+        """(params, state, hyper, active [S], anchor, batches [S, K, B, …]) → (state, Metrics [S, K]), after K steps of
+        one part each. The state is donated."""
         self.evaluate = self._compile(self._slot_evaluate, shared=(0,))
         """(params, bank, batch) → (loss total [S], token count [S])."""
         self.reset = self._compile(self._slot_reset, donate=(0,))
@@ -122,7 +126,7 @@ class Cohort:
     def step(
         self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, parts: Sequence[Batch]
     ) -> tuple[CohortState, Metrics]:
-        """One step of all jobs.
+        """One step of all jobs, or several in one dispatch.
 
         Args:
             params: of the base, replicated.
@@ -131,8 +135,11 @@ class Cohort:
             active: bool [S]; the other slots stay as they are.
             anchor: what weight decay pulls towards; replicated.
             parts: the batch, [S, rows, …] each. Their gradients add up before anything is clipped or applied, so that
-                only the number of rows matters and not how they are cut.
+                only the number of rows matters and not how they are cut. Or one [S, K, B, …]: the batches of K steps.
         """
+        if np.ndim(parts[0].samples) > 2:
+            (batches,) = parts
+            return self.steps(params, state, hyper, active, anchor, batches)
         partials = tuple(
             self.gradient(params, state.submodel, hyper, state.step, np.uint32(index), part)
             for index, part in enumerate(parts)
@@ -253,6 +260,16 @@ class Cohort:
         left = state._replace(step=state.step + active, skipped=state.skipped + (active & ~finite))
         state = jax.tree.map(partial(jnp.where, active & finite), taken, left)
         return state, Metrics(jnp.where(active, loss, jnp.nan), norm, finite)
+
+    def _slot_steps(
+        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, batches: Batch
+    ) -> tuple[CohortState, Metrics]:
+        # The loop is inside the chunks of `_compile`, so that a chunk makes all its steps while it is in the cache.
+        def one(state: CohortState, batch: Batch) -> tuple[CohortState, Metrics]:
+            partial = self._slot_gradient(params, state.submodel, hyper, state.step, np.uint32(0), batch)
+            return self._slot_apply(state, hyper, active, anchor, (partial,))
+
+        return jax.lax.scan(one, state, batches)
 
 
 def _adam_init(submodel: Submodel) -> optax.ScaleByAdamState:
