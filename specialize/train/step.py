@@ -107,7 +107,7 @@ class Cohort:
         check_slots(slots, mesh)
         self.architecture, self.spec, self.sites, self.mesh, self.slots = architecture, spec, sites, mesh, slots
         self._start = None if start is None else jax.tree.map(jnp.asarray, start)
-        self.random, self._chunk = random, chunk
+        self.random, self.chunk = random, chunk
         self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
         self.gradient = self._compile(self._slot_gradient, shared=(0, 4))
         """(params, bank, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
@@ -185,8 +185,8 @@ class Cohort:
                 return of_slot(*(common[i] if i in shared else next(rest) for i in range(len(arguments))))
 
             slots = jax.tree.leaves(stacked)[0].shape[0]
-            if self._chunk and self._chunk < slots:
-                return jax.lax.map(one, stacked, batch_size=self._chunk)
+            if self.chunk and self.chunk < slots:
+                return jax.lax.map(one, stacked, batch_size=self.chunk)
             return jax.vmap(one)(stacked)
 
         def specs(count):
