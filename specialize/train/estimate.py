@@ -36,7 +36,7 @@ _SECONDS = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """What one compiled gradient works on."""
+    """What the largest compiled program works on."""
 
     batch: int
     """B, utterances of a slot in a step."""
@@ -44,6 +44,10 @@ class Workload:
     """Utterances of a slot in a part."""
     longest: Size
     """What the longest part is padded to."""
+    together: int = 1
+    """Steps of a full dispatch."""
+    resident: int = 0
+    """Bytes of audio that each device keeps."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +150,18 @@ def _arguments(cohort: Cohort, work: Workload) -> tuple[Any, ...]:
 
 
 def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
-    """Bytes that a device needs in training: what the compiler plans for a part, and what the cohort keeps.
+    """Bytes that a device needs in training: what the compiler plans for a part or a dispatch, and what is kept.
 
     The cohort keeps Submodels, two moments and the best of each slot, a copy of these while a state is saved, a
-    gradient for each part, and the batches of the steps under way.
+    gradient for each part, the batches of the dispatches under way, and audio that lives on the device.
     """
     devices = cohort.mesh.devices.size
 
     def abstract(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)
 
-    shape, sharding = (cohort.slots, work.rows), cohort.sharding
+    sharding = cohort.sharding
+    shape = (cohort.slots, work.rows) if work.together == 1 else (cohort.slots, work.together, work.rows)
     batch = Batch(
         audio=jax.ShapeDtypeStruct((*shape, work.longest.samples), np.float32, sharding=sharding),
         samples=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
@@ -164,14 +169,16 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
         label_lengths=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
     )
     state = jax.eval_shape(cohort.empty_state)
-    lowered = cohort.gradient.lower(
-        abstract(params, cohort.replicated),
-        abstract(state.submodel, sharding),
-        abstract(stack_hyper([None] * cohort.slots), sharding),
-        abstract(state.step, sharding),
-        jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated),
-        batch,
-    )
+    shared = abstract(params, cohort.replicated)
+    of_slots = abstract(state, sharding)
+    hyper = abstract(stack_hyper([None] * cohort.slots), sharding)
+    if work.together == 1:
+        part = jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated)
+        lowered = cohort.gradient.lower(shared, of_slots.submodel, hyper, of_slots.step, part, batch)
+    else:
+        active = jax.ShapeDtypeStruct((cohort.slots,), np.bool_, sharding=sharding)
+        anchor = abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
+        lowered = cohort.steps.lower(shared, of_slots, hyper, active, anchor, batch)
     planned = lowered.compile().memory_analysis()
     parts = work.batch // work.rows
     submodels = 4 * size(state.submodel) // devices
@@ -181,6 +188,7 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
         + sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         + submodels * (8 + parts)
         + audio * parts * 3
+        + work.resident
     )
 
 

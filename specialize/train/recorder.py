@@ -13,13 +13,14 @@ from typing import Any
 from specialize.base import Base
 from specialize.errors import Preempted, SpecializeError, StoreError
 from specialize.submodel import Kind, StoredSubmodel, SubmodelStore
-from specialize.train.loop import Finished, Totals
+from specialize.train.loop import Finished
 from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, WandbLog
 from specialize.train.progress import Progress
 from specialize.train.run import Run
 from specialize.train.schedule import Running
 from specialize.train.state import StateFolder
 from specialize.train.step import CohortState
+from specialize.train.totals import Totals
 
 JOBS = "jobs.jsonl"
 CANDIDATES = "candidates"

@@ -21,7 +21,7 @@ from specialize.train.experiment import Experiment, from_json, to_json
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _LEFT = ("config.json.tmp", "lock")
 """What a run leaves that was killed before its first file was whole."""
-_HARMLESS = ("tensorboard", "wandb", "save_seconds", "corpus.cache", "runs")
+_HARMLESS = ("tensorboard", "wandb", "save_seconds", "cohort.resident", "corpus.cache", "runs")
 """Fields that change nothing of what comes of a run, so that it may go on with others."""
 
 
@@ -197,7 +197,7 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a question that the run asks itself after every step."""
+    """Turns SIGTERM into a question that the run asks itself after every dispatch of steps."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

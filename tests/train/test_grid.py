@@ -178,8 +178,8 @@ def test_batches_within_a_budget_hold_its_utterances_and_no_other(budget):
     seen = set()
     batches = list(cohort_batches(corpus, [job.at(0)], 6, Cut(4, 2), one_shape(corpus)))
     assert len(batches) == 6
-    for parts in batches:
-        lengths = [int(n) for part in parts for n in np.asarray(part.samples).ravel() if n > 0]
+    for dispatch in batches:
+        lengths = [int(n) for part in dispatch.parts for n in np.asarray(part.samples).ravel() if n > 0]
         assert len(lengths) == min(4, len(job.train))
         seen |= set(lengths)
     assert seen == {utterance.samples for utterance in job.train}
