@@ -17,5 +17,5 @@ experiment = Experiment(
     submodel=LoRA(where=("**/linear*", "**/*_proj", "**/pointwise_conv*", "decoder/decoder_projector"), rank=8),
     hyper=HyperParameters(learning_rate=2e-3, warmup=6, spec_augment=0.3),
     stop=Stopping(max_steps=60, every=6, patience=3),
-    cohort=CohortConfig(slots=15, batch=4, rows=4, shapes=4),
+    cohort=CohortConfig(slots=16, batch=4, rows=4, shapes=4),
 )

@@ -76,15 +76,17 @@ def _prompt(
         tasks = {name: id_ for name, id_ in found.items() if id_ is not None}
     if multilingual:
         forced = {id_ for place, id_ in generation.get("forced_decoder_ids") or () if id_ is not None}
-        language = language or generation.get("language") or _named(languages, forced) or "en"
-        task = task or generation.get("task") or _named(tasks, forced) or "transcribe"
-        language = language.strip("<|>")
-        if f"<|{language}|>" not in languages:
+        spoken: str = language or generation.get("language") or _named(languages, forced) or "en"
+        doing: str = task or generation.get("task") or _named(tasks, forced) or "transcribe"
+        spoken = spoken.strip("<|>")
+        if f"<|{spoken}|>" not in languages:
             known = ", ".join(sorted(name.strip("<|>") for name in languages)) or "none"
-            raise BaseModelError(f"This checkpoint has no language '{language}'. It has: {known}.")
-        if task not in tasks:
-            raise BaseModelError(f"This checkpoint has no task '{task}'. It has: {', '.join(sorted(tasks)) or 'none'}.")
-        prompt += [languages[f"<|{language}|>"], tasks[task]]
+            raise BaseModelError(f"This checkpoint has no language '{spoken}'. It has: {known}.")
+        if doing not in tasks:
+            raise BaseModelError(
+                f"This checkpoint has no task '{doing}'. It has: {', '.join(sorted(tasks)) or 'none'}."
+            )
+        prompt += [languages[f"<|{spoken}|>"], tasks[doing]]
     elif (language or "en") != "en" or (task or "transcribe") != "transcribe":
         raise BaseModelError(
             f"This checkpoint is English-only; it cannot {task or 'transcribe'} the language '{language or 'en'}'."

@@ -1,9 +1,11 @@
 """Before a run: how many slots are computed together, what fits into memory, and how long a part takes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +24,7 @@ from specialize.submodel import size
 from specialize.train.jobs import stack_hyper
 from specialize.train.step import Cohort
 
-_CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2,)}
+_CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2, 3)}
 """Slots that are computed together and may be faster than all at once, by platform: on a CPU, what its cache holds."""
 _ELSEWHERE = (32,)
 FEW_SLOTS = 4
@@ -77,8 +79,10 @@ def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workloa
     """
     cohort = make(slots, 0)
     device = cohort.mesh.devices.flat[0]
-    candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots]
-    if chunk == "auto":
+    candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots and slots % n == 0]
+    if chunk != "auto":
+        chunk = even_chunk(slots, chunk)
+    else:
         chunk = 0
         if slots > FEW_SLOTS and candidates:
             few = 4 * max(candidates)
@@ -96,19 +100,29 @@ def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workloa
     return Layout(cohort.slots, chunk, int(needed["bytes"]))
 
 
+def even_chunk(slots: int, chunk: int) -> int:
+    """The largest chunk of so many slots at most that divides them; 0 is all.
+
+    The slots of a smaller last chunk would be computed by another program, and so come out with other bits.
+    """
+    return next((n for n in range(min(chunk, slots), 0, -1) if slots % n == 0), 0)
+
+
 def _kept(measure: Callable[[], dict[str, float]], what: str, cohort: Cohort, *about: Any) -> dict[str, float]:
     """What was measured on this machine before, or is now."""
     device = cohort.mesh.devices.flat[0]
-    machine = (device.platform, device.device_kind, os.cpu_count(), jax.__version__, cohort.mesh.devices.size)
+    machine = (platform.node(), device.platform, device.device_kind, os.cpu_count(), jax.__version__)
+    machine = (*machine, cohort.mesh.devices.size)
     identity = repr((what, *machine, cohort.architecture, cohort.spec, cohort.random, *about))
     path = cache_root() / "layouts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())["measured"]
     measured = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps({"measured": measured, "of": identity}, indent=1) + "\n")
-    beside.replace(path)
+    with contextlib.suppress(OSError):  # what cannot be kept is measured again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps({"measured": measured, "of": identity}, indent=1) + "\n")
+        beside.replace(path)
     return measured
 
 

@@ -32,8 +32,9 @@ class CohortConfig:
     shapes: int = 8
     """Sizes that training batches are padded to, at most. More leave less padding, and each takes a compilation."""
     chunk: int | Literal["auto"] = "auto"
-    """Slots of a device that are computed together; 0 is all. `auto` measures the first time, and keeps what is faster
-    on this machine. Results are the same to float tolerance, not bit for bit."""
+    """Slots of a device that are computed together, or the next smaller number that divides them; 0 is all. `auto`
+    measures the first time, and keeps what is faster on this machine. Results are the same to float tolerance, not bit
+    for bit."""
     dispatch: int = 1
     """Steps that all slots make in one call of the devices, which saves the host's work where steps are short. Needs
     rows = batch. Best a number that divides `stop.every` and `stop.max_steps`: what is left over before a look is made

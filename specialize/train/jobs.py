@@ -116,7 +116,9 @@ class Jobs(Sequence[Job]):
     """
 
     def __init__(self, speakers: Sequence[Speaker], points: Sequence[HyperParameters], max_steps: int, first: int = 0):
-        self.speakers, self.points, self._max_steps, self._first = speakers, tuple(points), max_steps, first
+        self.speakers, self.points, self._max_steps = speakers, tuple(points), max_steps
+        self.first = first
+        """Number of the first point."""
 
     def __len__(self) -> int:
         return len(self.speakers) * len(self.points)
@@ -132,7 +134,7 @@ class Jobs(Sequence[Job]):
             raise IndexError(index)
         speaker, point = divmod(index % len(self), len(self.points))
         hyper = self.points[point]
-        return Job(self.speakers[speaker], hyper, self._max_steps, self._first + point, len(self.points))
+        return Job(self.speakers[speaker], hyper, self._max_steps, self.first + point, len(self.points))
 
 
 _ALIASES = {"lr": "learning_rate", "wd": "weight_decay"}

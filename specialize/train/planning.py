@@ -1,7 +1,7 @@
 """A run before it begins: everything checked, and each of its programs laid out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from jax.sharding import Mesh
@@ -28,6 +28,7 @@ from specialize.train.estimate import (
     Workload,
     choose_layout,
     device_memory,
+    even_chunk,
     fits,
     gigabytes,
     seconds_of_part,
@@ -73,6 +74,8 @@ class Plan:
     points: list[tuple[Kind, HyperParameters]]
     """Of the grid; one without a grid."""
     programs: list[Program]
+    _shapes: dict[tuple[int, int], tuple[Shapes, Shapes]] = field(default_factory=dict, repr=False)
+    """What `shapes` has found, by the program's first point and slots."""
 
     @property
     def cut(self) -> Cut:
@@ -92,10 +95,17 @@ class Plan:
             start=self.start,
             random=any(p.dropout > 0 or p.spec_augment > 0 for p in points),
             chunk=layout.chunk,
+            alone=self.base.alone().architecture,
         )
 
     def shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
         """Sizes of the training batches and of the dev batches of a program."""
+        known = (program.jobs.first, slots)
+        if known not in self._shapes:
+            self._shapes[known] = self._choose_shapes(program, slots)
+        return self._shapes[known]
+
+    def _choose_shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
         count, stop = self.experiment.cohort.shapes, self.experiment.stop
         compiling = _COMPILING_SECONDS * self.corpus.sample_rate
         looks = 1 + -(-stop.max_steps // stop.every)
@@ -145,8 +155,9 @@ class Plan:
             local = most if self.memory is None else min(most, self.fitting(program, min(most, 8)))
         else:
             local = min(config.slots // devices, most)
-        if local <= FEW_SLOTS and not measure:
-            return Layout(local * devices, 0 if config.chunk == "auto" else config.chunk)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if local <= FEW_SLOTS and on_cpu and not measure:  # which a machine that runs the base at all can hold
+            return Layout(local * devices, 0 if config.chunk == "auto" else even_chunk(local, config.chunk))
         work = self.work(program, local * devices)
         chosen = choose_layout(self._maker(program), self.base.params, work, local, config.chunk)
         if not fits(chosen.needed, self.memory):

@@ -1,12 +1,16 @@
 """One run from end to end: its corpus, its programs one after another, its store and its summary."""
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from specialize.errors import ConfigError, StoreError
-from specialize.submodel import size
+from specialize.submodel import Submodel, size
+from specialize.submodel.sites import flatten
 from specialize.train.estimate import Layout
 from specialize.train.experiment import Experiment, to_json
 from specialize.train.planning import Plan, Program, plan
@@ -35,8 +39,13 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         StoreError: Submodels could not be written; all others are.
     """
     planned = plan(experiment)
-    fingerprints = {"base": planned.base.fingerprint, "corpus": planned.corpus.built.folder.name}
-    run = Run.begin(experiment, **fingerprints, overwrite=overwrite)
+    run = Run.begin(
+        experiment,
+        overwrite=overwrite,
+        base=planned.base.fingerprint,
+        corpus=planned.corpus.built.folder.name,
+        start=None if planned.start is None else _digest(planned.start),
+    )
     with run.held(), progress or Progress() as shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)
     return run
@@ -47,20 +56,19 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
     write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
     for problem in problems:
         shown.note(f"left out: {problem}")
+    if run.changed_versions:
+        shown.note(f"goes on with other packages, so maybe other bits: {', '.join(run.changed_versions)}")
     if len(planned.programs) > 1:
         shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
     states = StateFolder(run.folder / "state")
     saved = states.latest()
     recorder = Recorder(run, planned.base, shown, states, stopped, saved.progress["run"] if saved else None)
-    try:
+    with contextlib.closing(states), contextlib.closing(recorder):
         if saved is not None:
             shown.note(f"goes on with '{run.folder}' from its last state: {recorder.ended} jobs have ended")
         _train_programs(planned, recorder, states, saved, shown)
         recorder.settle()
         chosen = recorder.choose() if not recorder.failures else {}
-    finally:
-        recorder.close()
-        states.close()
     if recorder.failures:
         speaker, reason = next(iter(recorder.failures.items()))
         raise StoreError(
@@ -101,6 +109,7 @@ def _train_programs(
             layout = planned.layout(program)
         recorder.program, recorder.spec = number, program.spec
         recorder.layout = {"slots": layout.slots, "chunk": layout.chunk}
+        recorder.check_stop()  # it may have been measured for a while
         name = title if len(planned.programs) == 1 else f"{title}, {program.spec}"
         shown.start(len(program.jobs), layout.slots, name, recorder.ended - before if goes_on else 0)
         trainer = planned.trainer(program, layout)
@@ -119,6 +128,16 @@ def _train_programs(
         recorder.totals = recorder.totals + trainer.totals
 
 
+def _digest(submodel: Submodel) -> str:
+    """32 hex digits over every parameter of a Submodel."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(submodel).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:32]
+
+
 def _parameters(planned: Plan, program: Program) -> int:
     return size(planned.cohort(program, Layout(planned.mesh.devices.size, 0)).anchor())
 
@@ -132,7 +151,7 @@ def _grid(planned: Plan, recorder: Recorder, chosen: dict[int, int]) -> list[dic
     specs, hypers = ([to_json(value) for value in values] for values in zip(*planned.points, strict=True))
     for point, (spec, hyper) in enumerate(zip(specs, hypers, strict=True)):
         loss, speakers = means.get(point, (None, 0))
-        varies = {f"submodel.{name}": value for name, value in spec.items() if any(s[name] != value for s in specs)}
+        varies = {f"submodel.{name}": value for name, value in spec.items() if any(s.get(name) != value for s in specs)}
         varies |= {name: value for name, value in hyper.items() if any(h[name] != value for h in hypers)}
         row = {"point": point, "values": varies, "spec": spec, "hyper": hyper}
         rows.append(row | {"mean_dev_loss": loss, "speakers": speakers, "chosen_for": chosen.get(point, 0)})

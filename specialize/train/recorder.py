@@ -170,6 +170,15 @@ class Recorder:
                 "The same command goes on with it."
             )
 
+    def check_stop(self) -> None:
+        """Where there is nothing new to save.
+
+        Raises:
+            Preempted: the run was asked to stop.
+        """
+        if self._stopped():
+            raise Preempted(f"The run '{self.run.folder}' was asked to stop. The same command goes on with it.")
+
     def settle(self) -> None:
         """Waits for the store, trying once more what it could not write before."""
         for key, (stored, future) in list(self._saves.items()):

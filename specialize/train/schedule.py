@@ -217,7 +217,7 @@ class Schedule:
         }
 
     def _next_look(self, running: Running, past: int = 0) -> int:
-        """The step of the look that comes next, which is now where it is still to be taken and `past` is not this one."""
+        """The step of the look that comes next, which is now where it is not taken yet; always after `past`."""
         every = self.stopping.every
         looked = max(past, running.looks[-1][0] if running.looks else 0)
         return min((looked // every + 1) * every, running.job.max_steps)
