@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"specialize: there is no command '{name}'.\n\n{_overview()}", file=sys.stderr)
         sys.exit(2)
     keep_compiled_programs()
+    # Orbax logs whole tracebacks of what is told here in one sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        if name in ("train", "pretrain"):
+            signal.signal(signal.SIGTERM, _stop_at_once)
         COMMANDS[name](rest)
         sys.stdout.flush()
     except Preempted as error:
@@ -69,6 +75,11 @@ def _os_error(error: OSError) -> str:
     paths = " -> ".join(f"'{path}'" for path in (error.filename, error.filename2) if path is not None)
     reason = error.strerror or str(error) or type(error).__name__
     return f"The system refused {paths}: {reason}. Mend that, or name another path." if paths else f"{reason}."
+
+
+def _stop_at_once(*_: object) -> None:
+    """What SIGTERM does before a run can save a state; the run then turns it into a question of its own."""
+    raise Preempted("asked to stop before the run had begun. The same command begins it.")
 
 
 def _overview() -> str:
@@ -164,6 +175,11 @@ def _choose_kind(words: list[str], experiment: Any) -> tuple[list[str], Any]:
     return rest, dataclasses.replace(experiment, submodel=KINDS[chosen]())
 
 
+def _spelt_out(words: list[str], short: str, *flags: str) -> list[str]:
+    """The words with a short flag written as the flags that it stands for."""
+    return [flag for word in words for flag in (flags if word == short else (word,))]
+
+
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker: `specialize train experiments/FILE.py [--field value …]`."""
     from specialize.corpus import CorpusConfig
@@ -176,6 +192,7 @@ def train(words: list[str]) -> None:
     file, rest, experiment = _experiment_of("train", words, example)
     rest, experiment = _choose_kind(rest, experiment)
     kind: Any = kind_name(experiment.submodel)
+    rest = _spelt_out(rest, "--strict", "--corpus.strict")
 
     @dataclass(frozen=True)
     class Train:
@@ -237,7 +254,7 @@ def pretrain(words: list[str]) -> None:
 
     command = tyro.cli(
         Pretrain,
-        args=rest,
+        args=_spelt_out(rest, "--strict", *(f"--corpora.{i}.strict" for i in range(len(experiment.corpora)))),
         default=Pretrain(experiment),
         prog=f"specialize pretrain {file}",
         description="Train a base on the pooled speech of many people, over all devices at once.",
@@ -328,10 +345,11 @@ class ImportBase:
     """Checkpoint folder, or a name on the Hugging Face hub."""
     out: Positional[Path]
     """Base folder to make."""
-    language: str = "en"
-    """Language that a multilingual checkpoint is prompted for."""
-    task: Literal["transcribe", "translate"] = "transcribe"
-    """Task that a multilingual checkpoint is prompted for."""
+    language: str | None = None
+    """Language that a multilingual checkpoint is prompted for, as a code (`de`); by default what its own
+    generation_config forces, or else English."""
+    task: Literal["transcribe", "translate"] | None = None
+    """Task that it is prompted for; by default likewise, or else transcribing."""
 
 
 def import_base(words: list[str]) -> None:

@@ -194,6 +194,11 @@ def describe_plan(planned: Plan) -> Iterator[str]:
         yield f"    parameters   {each:,} each ({each / whole:.2%} of the base), {gigabytes(4 * each)}"
         together = "all" if layout.chunk == 0 else str(layout.chunk)
         yield f"    slots        {layout.slots}; of those of a device, {together} are computed together"
+        work = planned.work(program, layout.slots)
+        if work.together > 1:
+            yield f"    dispatch     {work.together} steps in one call of the devices"
+        if work.resident:
+            yield f"    audio        {gigabytes(work.resident)} of it, which each device keeps"
         yield f"    memory       {gigabytes(layout.needed or 0)} of each device"
         if memory is not None:
             local = layout.slots // devices.size

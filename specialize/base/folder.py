@@ -123,7 +123,8 @@ class Base:
     @property
     def language(self) -> str:
         """Code of the language that it writes, as a Whisper's prompt says it; `en` where nothing does."""
-        spelled = [self.tokenizer.token(id_) or "" for id_ in getattr(self.architecture, "prompt", ())]
+        prompt = getattr(self.architecture, "prompt", ())
+        spelled = [token for token, id_ in self.tokenizer.markup.items() if id_ in prompt]
         if "<|translate|>" in spelled:
             return "en"
         return next((found.group(1) for token in spelled if (found := _LANGUAGE.fullmatch(token))), "en")

@@ -94,9 +94,11 @@ class Tokenizer:
         """The id of one token by its exact spelling; None if there is none."""
         return self._tokenizer.token_to_id(token)
 
-    def token(self, id_: int) -> str | None:
-        """The exact spelling of one token; None if there is none of this id."""
-        return self._tokenizer.id_to_token(id_)
+    @property
+    def markup(self) -> dict[str, int]:
+        """The tokens that are no text, by their spelling."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items() if token.special}
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:

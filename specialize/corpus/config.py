@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from specialize.caches import cache_root
 from specialize.errors import ConfigError
@@ -34,8 +32,8 @@ class CorpusConfig:
     in the manifest."""
     cache: Path | None = None
     """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
-    strict: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
-    """Stop at bad utterances instead of leaving them out and listing them."""
+    strict: bool = False
+    """Stop at bad utterances instead of leaving them out and listing them; `--strict` for short."""
 
     def __post_init__(self):
         if self.limit is not None and self.limit < 1:

@@ -3,8 +3,9 @@
 from specialize.train.experiment import CohortConfig, Experiment
 from specialize.train.jobs import HyperParameters, Job
 from specialize.train.loop import CohortTrainer, Finished
+from specialize.train.planning import Plan, plan
 from specialize.train.pretrain import Pretraining, PretrainRun, pretrain
-from specialize.train.programs import Plan, plan, train
+from specialize.train.programs import train
 from specialize.train.run import Run
 from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort

@@ -161,6 +161,33 @@ def test_a_multilingual_checkpoint_is_prompted_for_its_language(tmp_path):
         import_base(folder, tmp_path / "en")
 
 
+@pytest.mark.parametrize(
+    "forced",
+    [
+        {"forced_decoder_ids": [[1, 11], [2, 14], [3, 263]]},
+        {"forced_decoder_ids": [[1, None], [2, 14]], "language": "<|de|>"},
+        {"language": "de", "task": "translate"},
+    ],
+)
+def test_a_multilingual_checkpoint_is_prompted_as_its_own_settings_force(tmp_path, forced):
+    table = {"lang_to_id": {"<|en|>": 10, "<|de|>": 11}, "task_to_id": {"transcribe": 13, "translate": 14}}
+    folder = checkpoint(tmp_path / "hf", tensors(tiny_whisper()), is_multilingual=True, **table, **forced)
+    start, quiet = whisper_of(tiny_whisper()).prompt
+    assert whisper_of(import_base(folder, tmp_path / "own")).prompt == (start, 11, 14, quiet)
+    asked = import_base(folder, tmp_path / "asked", language="en", task="transcribe")
+    assert whisper_of(asked).prompt == (start, 10, 13, quiet)
+
+
+def test_settings_that_are_null_or_lacking_do_not_hide_what_is_known(tmp_path):
+    base = tiny_whisper()
+    folder = checkpoint(tmp_path / "hf", tensors(base))
+    settings = {"eos_token_id": None, "decoder_start_token_id": None, "suppress_tokens": None}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    imported = import_base(folder, tmp_path / "base")
+    assert whisper_of(imported).prompt == whisper_of(base).prompt
+    assert imported.tokenizer.end == base.tokenizer.end
+
+
 def test_a_multilingual_checkpoint_of_before_the_language_tables_is_known_by_its_vocabulary(tmp_path):
     base, size = tiny_whisper(), 51_865
     values = tensors(base)
