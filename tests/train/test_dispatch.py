@@ -264,13 +264,13 @@ class Saving(Results):
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_run_killed_between_dispatches_goes_on_to_the_same_bits(resident):
-    """Killed at every save in turn: after full dispatches, after single steps, and after looks."""
+    """Killed at every save in turn: at the start of jobs, after full dispatches, single steps and looks."""
     trained = cohort(4, devices=2)
     how: Any = {"stop": STOP, "cut": CUT, "resident": resident}
     whole = Saving()
     trainer(trained, range(6), **how).run(whole)
     steps = [json.loads(progress)["schedule"]["slots"][0] for _, progress in whole.saved]
-    assert [slot and slot["step"] for slot in steps] == 2 * [2, 4, 5, 5, 7, 8, None]
+    assert [slot and slot["step"] for slot in steps] == 2 * [0, 2, 4, 5, 5, 7, 8, None]
     for kill in range(1, len(whole.saved)):
         killed = Saving(kill)
         with pytest.raises(KeyboardInterrupt):
