@@ -20,9 +20,9 @@ experiment = Experiment(
     base=BASE,
     corpus=CorpusConfig(manifest=MANIFEST),
     submodel=LoRA(where=("**/linear*", "**/*_proj", "**/pointwise_conv*"), rank=16),
-    hyper=HyperParameters(learning_rate=5e-3, warmup=12),
-    stop=Stopping(max_steps=96, every=24, patience=2),
-    cohort=CohortConfig(slots=15, batch=4, rows=4, shapes=4, chunk=0),
+    hyper=HyperParameters(learning_rate=1e-2, warmup=8),
+    stop=Stopping(max_steps=72, every=24, patience=2),
+    cohort=CohortConfig(slots=15, batch=4, rows=4, shapes=2, chunk=0),
 )
 
 if __name__ == "__main__":

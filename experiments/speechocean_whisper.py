@@ -18,5 +18,5 @@ experiment = Experiment(
     start=Path(__file__).parent / "results/speechocean_pooled",
     hyper=HyperParameters(learning_rate=3e-4, warmup=4, spec_augment=0.5, dropout=0.1),
     stop=Stopping(max_steps=12, every=3, patience=4),
-    cohort=CohortConfig(slots=15, batch=4, rows=2),
+    cohort=CohortConfig(slots=16, batch=4, rows=2),
 )

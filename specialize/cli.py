@@ -2,19 +2,25 @@
 
 import dataclasses
 import importlib.util
+import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
 from specialize import __version__
 from specialize.caches import keep_compiled_programs
 from specialize.errors import EXIT_PREEMPTED, ConfigError, Preempted, SpecializeError
+from specialize.printable import printable
 
 Positional = tyro.conf.Positional
+KindName = Literal["residual-adapter", "lora", "bias-only", "layer-norm-only", "full-weights"]
+"""The names in `submodel.KINDS`, which takes long to import."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,18 +41,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"specialize: there is no command '{name}'.\n\n{_overview()}", file=sys.stderr)
         sys.exit(2)
     keep_compiled_programs()
+    # Orbax logs whole tracebacks of what is told here in one sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        if name in ("train", "pretrain"):
+            signal.signal(signal.SIGTERM, _stop_at_once)
         COMMANDS[name](rest)
+        sys.stdout.flush()
     except Preempted as error:
-        print(f"specialize {name}: {error}", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
+        _fail(name, str(error), EXIT_PREEMPTED)
     except SpecializeError as error:
-        print(f"specialize {name}: {error}", file=sys.stderr)
+        _fail(name, str(error), 1)
+    except BrokenPipeError:
+        # Who read the output wants no more of it. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(name, _os_error(error), 1)
     except KeyboardInterrupt:
         again = "; the same command goes on from the last state that was saved" if name in ("train", "pretrain") else ""
-        print(f"specialize {name}: interrupted{again}", file=sys.stderr)
-        sys.exit(130)
+        _fail(name, f"interrupted{again}", 130)
+
+
+def _fail(command: str, message: str, code: int) -> NoReturn:
+    """Says why a command ends, without what a terminal would obey: messages quote manifests."""
+    for line in f"specialize {command}: {message}".split("\n"):
+        print(printable(line), file=sys.stderr)
+    sys.exit(code)
+
+
+def _os_error(error: OSError) -> str:
+    """What the system refused, as a sentence with the path."""
+    paths = " -> ".join(f"'{path}'" for path in (error.filename, error.filename2) if path is not None)
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"The system refused {paths}: {reason}. Mend that, or name another path." if paths else f"{reason}."
+
+
+def _stop_at_once(*_: object) -> None:
+    """What SIGTERM does before a run can save a state; the run then turns it into a question of its own."""
+    raise Preempted("asked to stop before the run had begun. The same command begins it.")
 
 
 def _overview() -> str:
@@ -97,6 +130,29 @@ def load_experiment(file: Path, *kinds: Any) -> Any:
     return experiment
 
 
+def _experiment_of(command: str, words: list[str], example: Any, *kinds: type) -> tuple[Path, list[str], Any]:
+    """The file that the words begin with, the words after it, and its experiment.
+
+    Args:
+        command: that the words are of.
+        words: where they only ask for help, it is that of the `example`.
+        example: an experiment of the same kind, with every default.
+        kinds: other kinds that the command takes.
+    """
+    if words and not words[0].startswith("-"):
+        file = Path(words[0])
+        return file, words[1:], load_experiment(file, type(example), *kinds)
+    if {"-h", "--help"} & set(words):
+        print("The defaults below are those of an experiment that says nothing; a FILE.py has its own.\n")
+        return Path("FILE.py"), words, example
+    print(
+        f"usage: specialize {command} FILE.py [--field value …]\n\nThe file exposes `experiment`, a "
+        f"specialize.{type(example).__name__}; `specialize {command} --help` explains its fields.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+
 def _choose_kind(words: list[str], experiment: Any, field: str, known: Mapping[str, type]) -> tuple[list[str], Any]:
     """Takes `--submodel.kind KIND` out of the words: the flags of a kind depend on it, so it comes first.
 
@@ -125,35 +181,38 @@ def _choose_kind(words: list[str], experiment: Any, field: str, known: Mapping[s
     return rest, dataclasses.replace(experiment, **{field: known[chosen]()})
 
 
+def _spelt_out(words: list[str], short: str, *flags: str) -> list[str]:
+    """The words with a short flag written as the flags that it stands for."""
+    return [flag for word in words for flag in (flags if word == short else (word,))]
+
+
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker, or a space: `specialize train experiments/FILE.py [--field value …]`."""
+    from specialize.corpus import CorpusConfig
     from specialize.space import GENERATORS
     from specialize.submodel import KINDS
+    from specialize.submodel.kinds import kind_name
     from specialize.train import Experiment, SpaceTraining
 
-    if not words or words[0].startswith("-"):
-        print("usage: specialize train EXPERIMENT.py [--field value …]\n\nThe fields are the experiment's own:")
-        print("specialize train EXPERIMENT.py --help")
-        sys.exit(0 if words and words[0] in ("-h", "--help") else 2)
-    file = Path(words[0])
-    rest, experiment = _choose_kind(words[1:], load_experiment(file, Experiment, SpaceTraining), "submodel", KINDS)
-    described = (
-        "Train a Submodel for each speaker of the corpus, many at a time in one compiled step. "
-        f"`--submodel.kind` chooses another kind of Submodel ({', '.join(KINDS)}); its own flags follow from it."
-    )
+    example = Experiment("NAME", Path("BASE"), CorpusConfig(Path("MANIFEST")))
+    file, rest, experiment = _experiment_of("train", words, example, SpaceTraining)
+    rest, experiment = _choose_kind(rest, experiment, "submodel", KINDS)
+    rest = _spelt_out(rest, "--strict", "--corpus.strict")
+    described = "Train a Submodel for each speaker of the corpus, many at a time in one compiled step."
     if isinstance(experiment, SpaceTraining):
         rest, experiment = _choose_kind(rest, experiment, "space", GENERATORS)
         described = (
             "Train a space of speakers: what makes a Submodel of an embedding, and the embedding of each speaker. "
-            f"`--space.kind` ({', '.join(GENERATORS)}) and `--submodel.kind` ({', '.join(KINDS)}) choose other kinds; "
-            "their own flags follow from them."
+            f"`--space.kind` ({', '.join(GENERATORS)}) chooses another kind of space; its own flags follow from it."
         )
-
-    kind = type(experiment)
+    of: Any = type(experiment)
+    kind: Any = kind_name(experiment.submodel)
 
     @dataclass(frozen=True)
     class Train:
-        experiment: Annotated[kind, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+        experiment: Annotated[of, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+        kind: Annotated[KindName, tyro.conf.arg(name="submodel.kind")]
+        """What kind of Submodel. Its own flags, --submodel.…, follow from it: give it, and ask for --help again."""
         overwrite: bool = False
         """Replace the run of this name, if there is one."""
         dry_run: bool = False
@@ -162,7 +221,7 @@ def train(words: list[str]) -> None:
         """Score the run when it has ended, as `specialize evaluate` does."""
 
     command = tyro.cli(
-        Train, args=rest, default=Train(experiment), prog=f"specialize train {file}", description=described
+        Train, args=rest, default=Train(experiment, kind), prog=f"specialize train {file}", description=described
     )
     run = (_train_space if isinstance(experiment, SpaceTraining) else _train_cohort)(command)
     if run is None:
@@ -248,15 +307,12 @@ def compact(words: list[str]) -> None:
 
 def pretrain(words: list[str]) -> None:
     """Train a base, from scratch or on from another: `specialize pretrain experiments/FILE.py [--field value …]`."""
+    from specialize.corpus import CorpusConfig
     from specialize.train import Pretraining
     from specialize.train import pretrain as run_pretraining
 
-    if not words or words[0].startswith("-"):
-        print("usage: specialize pretrain EXPERIMENT.py [--field value …]\n\nThe fields are the experiment's own:")
-        print("specialize pretrain EXPERIMENT.py --help")
-        sys.exit(0 if words and words[0] in ("-h", "--help") else 2)
-    file = Path(words[0])
-    experiment = load_experiment(file, Pretraining)
+    example = Pretraining("NAME", (CorpusConfig(Path("MANIFEST")),))
+    file, rest, experiment = _experiment_of("pretrain", words, example)
 
     @dataclass(frozen=True)
     class Pretrain:
@@ -266,7 +322,7 @@ def pretrain(words: list[str]) -> None:
 
     command = tyro.cli(
         Pretrain,
-        args=words[1:],
+        args=_spelt_out(rest, "--strict", *(f"--corpora.{i}.strict" for i in range(len(experiment.corpora)))),
         default=Pretrain(experiment),
         prog=f"specialize pretrain {file}",
         description="Train a base on the pooled speech of many people, over all devices at once.",
@@ -317,6 +373,9 @@ class Transcribe:
     Submodel, and 30 s without one, for the base alone repeats itself on cropped audio."""
     beam: int = 1
     """Hypotheses of the search of a base with CTC or a transducer; 1 is greedy."""
+    tokens_per_second: float | None = None
+    """Most tokens that a Whisper writes for a second of audio; None is what the base folder says, mostly 8. Scripts of
+    which a letter takes several tokens need more."""
     gate: Literal["on", "off"] = "on"
     """Whether the base transcribes where the Submodel did not beat it on its speaker's dev utterances."""
 
@@ -330,7 +389,7 @@ def transcribe(words: list[str]) -> None:
     command = tyro.cli(Transcribe, args=words, prog="specialize transcribe")
     if not command.audio:
         raise ConfigError("Name at least one audio file.")
-    base = load_base(command.base).with_beam(command.beam)
+    base = load_base(command.base).with_beam(command.beam).with_tokens_per_second(command.tokens_per_second)
     alone = None
     if command.context != "best":
         alone = base = base.with_context(command.context)
@@ -338,12 +397,12 @@ def transcribe(words: list[str]) -> None:
     submodel = None if command.submodel is None else load_submodel(command.submodel, base=base.fingerprint)
     if submodel is not None and recognizer.gate and not submodel.helps:
         print(
-            f"specialize transcribe: the Submodel of '{submodel.speaker}' did not beat the base on dev, so the base "
-            "transcribes; --gate off uses it all the same.",
+            f"specialize transcribe: the Submodel of '{printable(submodel.speaker)}' did not beat the base on dev, so "
+            "the base transcribes; --gate off uses it all the same.",
             file=sys.stderr,
         )
     for text in recognizer.transcribe_batch(command.audio, [submodel] * len(command.audio)):
-        print(text)
+        print(printable(text))
 
 
 @dataclass(frozen=True)
@@ -354,10 +413,11 @@ class ImportBase:
     """Checkpoint folder, or a name on the Hugging Face hub."""
     out: Positional[Path]
     """Base folder to make."""
-    language: str = "en"
-    """Language that a multilingual checkpoint is prompted for."""
-    task: Literal["transcribe", "translate"] = "transcribe"
-    """Task that a multilingual checkpoint is prompted for."""
+    language: str | None = None
+    """Language that a multilingual checkpoint is prompted for, as a code (`de`); by default what its own
+    generation_config forces, or else English."""
+    task: Literal["transcribe", "translate"] | None = None
+    """Task that it is prompted for; by default likewise, or else transcribing."""
 
 
 def import_base(words: list[str]) -> None:
@@ -419,7 +479,7 @@ class Inspect:
 
     path: Positional[Path]
     """The folder."""
-    kind: Literal["residual-adapter", "lora", "bias-only", "layer-norm-only", "full-weights"] | None = None
+    kind: KindName | None = None
     """With a base: show where a Submodel of this kind would go, and its size."""
     where: tuple[str, ...] | None = None
     """With --kind: patterns of module paths instead of the kind's default."""
@@ -431,7 +491,7 @@ def inspect(words: list[str]) -> None:
 
     command = tyro.cli(Inspect, args=words, prog="specialize inspect")
     for line in describe(command.path, kind=command.kind, where=command.where):
-        print(line)
+        print(printable(line))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

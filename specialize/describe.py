@@ -75,6 +75,8 @@ def _base(path: Path, base: Base) -> Iterator[str]:
     longest = architecture.max_samples / architecture.sample_rate
     yield f"  audio          {architecture.sample_rate} Hz, at most {longest:g} s"
     yield f"  labels         at most {architecture.max_labels} tokens"
+    if hasattr(architecture, "prompt"):
+        yield f"  language       {base.language}"
     for name, value in _config(architecture):
         yield f"  {name:<14} {value}"
     available = sites(architecture, base.params)
@@ -230,6 +232,11 @@ def describe_plan(planned: Plan, turns: int = 1) -> Iterator[str]:
         yield f"    parameters   {each:,} each ({each / whole:.2%} of the base), {gigabytes(4 * each)}"
         together = "all" if layout.chunk == 0 else str(layout.chunk)
         yield f"    slots        {layout.slots}; of those of a device, {together} are computed together"
+        work = planned.work(program, layout.slots)
+        if work.together > 1:
+            yield f"    dispatch     {work.together} steps in one call of the devices"
+        if work.resident:
+            yield f"    audio        {gigabytes(work.resident)} of it, which each device keeps"
         yield f"    memory       {gigabytes(layout.needed or 0)} of each device"
         if memory is not None:
             local = layout.slots // devices.size

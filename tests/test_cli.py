@@ -2,21 +2,28 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 from specialize.base import save_base
-from specialize.cli import COMMANDS, main
+from specialize.cli import COMMANDS, KindName, main
 from specialize.errors import StoreError
-from specialize.submodel import LoRA, ResidualAdapter, SubmodelStore, load_submodel
+from specialize.submodel import KINDS, LoRA, ResidualAdapter, SubmodelStore, load_submodel
 from specialize.train import Run
 from specialize.train.experiment import Experiment, from_json, to_json
 from specialize.train.metrics import read_metrics
 from specialize.train.recorder import read_jobs
+from tests.base.test_folder import checkpoint, tensors
 from tests.bases import tiny_whisper
 from tests.people import write_people
 
@@ -120,7 +127,74 @@ def test_evaluate_writes_scores_and_a_report(folder, capsys):
     assert len(lines) == results["pooled"]["utterances"]
     assert "p0" in (folder / "runs/people/report.html").read_text()
     main(["evaluate", str(folder / "runs/people"), "--split", "dev", "--resamples", "100", "--base-context", "needed"])
-    assert json.loads((folder / "runs/people/results.dev.json").read_text())["splits"] == ["dev"]
+    assert json.loads((folder / "runs/people/results.dev.base-needed.json").read_text())["splits"] == ["dev"]
+
+
+@pytest.fixture(scope="module")
+def another(folder) -> Path:
+    """A manifest of the same people, of whom p0 has only something to score, p1 has nothing, and p2 a missing file."""
+    lines = [json.loads(line) for line in (folder / "people.jsonl").read_text().splitlines()]
+    chosen = [line | {"split": "test", "role": "kept"} for line in (lines[0], lines[1], lines[17])]
+    chosen += [lines[10] | {"split": "train", "role": "kept"}, lines[18] | {"audio": "gone.wav", "split": "test"}]
+    chosen += [lines[24] | {"role": "other", "split": "test", "speaker": "[/]\x1b[2Jp7"}]
+    (folder / "another.jsonl").write_text("\n".join(map(json.dumps, chosen)) + "\n")
+    return folder / "another.jsonl"
+
+
+def test_scoring_something_else_leaves_the_scores_of_the_run(folder, another, capsys):
+    run = folder / "runs/people"
+    main(["evaluate", str(run), "--resamples", "20"])
+    before = {name: (run / name).read_bytes() for name in ("results.json", "transcripts.jsonl", "report.html")}
+    capsys.readouterr()
+    words = ["evaluate", str(run), "--manifest", str(another), "--resamples", "20"]
+    main([*words, "--groups", "role", "seconds"])
+    printed = capsys.readouterr().out
+    results = json.loads((run / "results.manifest-another.json").read_text())
+    assert set(results["speakers"]) == {"p0", "p2"}
+    assert results["speakers_without_utterances"] == ["p1"]
+    assert results["speakers_without_submodel"] == ["[/]\x1b[2Jp7"]
+    assert set(results["groups"]) == {"role", "seconds"}
+    assert results["left_out"] == len(results["problems"]) == 2
+    assert [problem["line"] for problem in results["problems"]] == [5, 0]
+    for told in ("1 speakers have no test utterances: p1", "1 utterances were left out", "line 5", "[2Jp7"):
+        assert told in printed
+    assert "\x1b" not in printed
+    for name in ("results.manifest-another.json", "report.manifest-another.html"):
+        assert str(run / name) in printed
+    report = (run / "report.manifest-another.html").read_text()
+    assert "left out of what was scored" in report
+    assert "gone.wav" in report
+    main([*words, "--out", str(folder / "out"), "--gate", "off", "--tokens-per-second", "4"])
+    assert json.loads((folder / "out/results.json").read_text())["differs"] == [
+        "manifest-another",
+        "gate-off",
+        "tokens-4.0",
+    ]
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_the_corpus_of_the_run_elsewhere_is_its_own(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved", copy_function=shutil.copy2)
+    words = ["--manifest", str(tmp_path / "moved/people.jsonl"), "--resamples", "20"]
+    main(["evaluate", str(tmp_path / "moved/runs/people"), *words])
+    assert (tmp_path / "moved/runs/people/results.json").is_file()
+    assert not (tmp_path / "moved/runs/people/results.manifest-people.json").exists()
+
+
+def test_what_cannot_be_scored_is_known_before_anything_is_decoded(folder, capsys):
+    run = folder / "runs/people"
+    for words, message in (
+        (("--groups", "colour"), "severity"),
+        (("--batch", "0"), "batch=0"),
+        (("--beam", "2"), "beam of 2"),
+        (("--out", "/proc/nope"), "/proc/nope"),
+    ):
+        told = fails(capsys, "evaluate", run, *words)
+        assert message in told
+        assert "decoding" not in told
+    (folder / "b").mkdir()
+    shutil.copytree(run, folder / "b/people")
+    assert "called 'people'" in fails(capsys, "evaluate", run, folder / "b/people", "--out", folder / "out")
 
 
 def test_transcribe(folder, capsys):
@@ -128,6 +202,13 @@ def test_transcribe(folder, capsys):
     main(["transcribe", str(folder / "base"), *clips, "--submodel", str(folder / "runs/people/submodels/p0")])
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert "p1_0.wav" in fails(capsys, "transcribe", folder / "base", folder / "p1_0.wav")
+    soundfile.write(folder / "long.wav", np.zeros(16_000 * 6, np.float32), 16_000)
+    assert "long.wav' of 6.0 s" in fails(capsys, "transcribe", folder / "base", folder / "long.wav")
+    words = ["transcribe", str(folder / "base"), clips[0], "--tokens-per-second"]
+    main([*words, "1"])
+    short = capsys.readouterr().out
+    main([*words, "20"])
+    assert len(capsys.readouterr().out) > len(short)
 
 
 def test_corpus_lists_what_is_wrong(folder, capsys):
@@ -173,6 +254,51 @@ def test_errors_are_a_sentence_and_change_nothing(folder, capsys, tmp_path):
     assert "must expose `experiment`" in fails(capsys, "train", tmp_path / "empty.py")
 
 
+def test_what_the_system_refuses_is_a_sentence_with_the_path(folder, capsys):
+    file, nowhere = folder / "people.py", "/proc/nope"
+    assert nowhere in fails(capsys, "train", file, "--runs", nowhere, "--name", "x")
+    assert nowhere in fails(capsys, "corpus", folder / "people.jsonl", "--cache", f"{nowhere}/cache")
+    assert nowhere in fails(capsys, "import-base", checkpoint(folder / "hf", tensors(tiny_whisper())), f"{nowhere}/y")
+    assert nowhere in fails(capsys, "evaluate", folder / "runs/people", "--out", nowhere)
+    assert "corpus.limit=-1" in fails(capsys, "train", file, "--corpus.limit", "-1", "--name", "x")
+
+
+def test_a_folder_of_something_else_is_no_run(folder, capsys, tmp_path):
+    for data, message in (("[]", "something else"), ("{", "damaged"), ('{"model_type": "whisper"}', "something else")):
+        (tmp_path / "config.json").write_text(data)
+        assert message in fails(capsys, "evaluate", tmp_path)
+
+
+def test_who_reads_may_stop_reading(folder):
+    command = [sys.executable, "-W", "ignore", "-m", "specialize.cli", "inspect", str(folder / "base")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_what_a_terminal_would_obey_is_not_printed(folder, capsys):
+    hostile = "\x1b[2J\x1b]0;owned\x07"
+    line = {"audio": "p0_0.wav", "text": "one", "speaker": f"{hostile}ana", "split": hostile}
+    lines = [json.dumps(line), *(folder / "people.jsonl").read_text().splitlines()[1:]]
+    (folder / "hostile.jsonl").write_text("\n".join(lines) + "\n")
+    words = ["corpus", str(folder / "hostile.jsonl"), "--cache", str(folder / "cache")]
+    main(words)
+    told = fails(capsys, *words, "--strict")
+    printed = capsys.readouterr().out + told + fails(capsys, *words, "--speakers", f"{hostile}ana")
+    assert "owned" in printed
+    assert "\x1b" not in printed
+    shutil.copytree(folder / "runs/people", folder / "runs/hostile")
+    store = SubmodelStore(folder / "runs/hostile/submodels")
+    store.save(dataclasses.replace(store.load("p0"), speaker=f"{hostile}ana"))
+    for path in (folder / "runs/hostile", store.path(f"{hostile}ana")):
+        main(["inspect", str(path)])
+        printed = capsys.readouterr().out
+        assert "owned" in printed
+        assert "\x1b" not in printed
+
+
 def test_another_base_is_refused_at_evaluation(folder, capsys, tmp_path):
     save_base(tiny_whisper(seed=1), tmp_path / "other")
     message = fails(capsys, "evaluate", folder / "runs/people", "--base", tmp_path / "other")
@@ -185,12 +311,42 @@ def test_a_run_can_be_moved(folder, tmp_path):
     assert set(Run(tmp_path / "moved").store.speakers()) == {"p0", "p1", "p2", "p3"}
 
 
+def helped(capsys, *words: str) -> dict[str, str]:
+    """{argument: what is said of it} of a command's help, without defaults."""
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage:" in printed
+    found: dict[str, str] = {}
+    title = name = ""
+    for line in printed.splitlines():
+        line = line.replace("│", " ").rstrip()  # boxes are drawn where the encoding has them
+        if heading := re.fullmatch(r"(?:╭─)? (\w[\w ]*\w)(?: ─*╮)?", line):
+            title, name = heading.group(1), ""
+        elif re.match(r"  --?\w", line) or (title == "positional arguments" and re.match(r"  [A-Z\[]", line)):
+            signature, _, text = line[2:].partition("  ")  # the text may follow on the next line
+            name = signature.split()[0].rstrip(",")
+            assert name not in found
+            found[name] = text.strip()
+        elif name and line.startswith("   "):  # what begins further left is more of a long signature
+            found[name] += " " + line.strip()
+    return {name: re.sub(r"\((default: .*|required|optional)\)\s*$", "", text).strip() for name, text in found.items()}
+
+
 def test_every_command_explains_every_flag(capsys, folder):
-    for name in COMMANDS:
-        with pytest.raises(SystemExit) as ended:
-            main([name, *([str(folder / "people.py")] if name == "train" else []), "--help"])
-        assert ended.value.code == 0
-        assert "usage:" in capsys.readouterr().out
+    assert get_args(KindName) == tuple(KINDS)
+    kinds = [["train", str(folder / "people.py"), "--submodel.kind", kind] for kind in KINDS]
+    for words in (*kinds, *([name] for name in COMMANDS)):
+        found = helped(capsys, *words)
+        assert len(found) > 2
+        for argument, text in found.items():
+            assert re.search(r"\w", text), f"`specialize {' '.join(words)} --help` says nothing of {argument}"
+    options = helped(capsys, "train")
+    assert {"--submodel.kind", "--corpus.manifest", "--hyper.learning-rate", "--stop.every"} <= options.keys()
+    assert options.keys() == helped(capsys, "train", str(folder / "people.py")).keys()
+    assert {"--submodel.kind", "--submodel.rank"} <= helped(capsys, *kinds[1]).keys()
+    assert {"--model.hidden-size", "--steps"} <= helped(capsys, "pretrain").keys()
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0

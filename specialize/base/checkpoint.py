@@ -13,6 +13,10 @@ from specialize.errors import BaseModelError
 
 Rename = Callable[[tuple[str, ...]], tuple[str, Callable[[np.ndarray], np.ndarray] | None]]
 """From the path of a parameter to the name of its tensor, and what makes the one of the other."""
+_SAVE_AGAIN = (
+    "Load it with transformers (extra `torch`), save model and processor with `save_pretrained(FOLDER)`, and import "
+    "that folder; or let https://huggingface.co/spaces/safetensors/convert convert it on the hub."
+)
 
 
 def find_checkpoint(source: str | Path) -> Path:
@@ -28,17 +32,23 @@ def find_checkpoint(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "merges.txt"]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "merges.txt"]))
+        # The index says which files are meant; many models have their weights twice, in another precision or format.
+        snapshot_download(str(source), allow_patterns=_weight_files(folder), revision=folder.name)
+    except BaseModelError:
+        raise
     except Exception as error:  # network, name and authorisation errors have no common type
         raise BaseModelError(f"There is no folder '{source}', and the hub did not give it: {error}") from error
+    if not any((folder / name).is_file() for name in _weight_files(folder)):
+        raise BaseModelError(f"'{source}' on the hub has no safetensors. {_SAVE_AGAIN}")
+    return folder
 
 
 def read_json(folder: Path, name: str, optional: bool = False) -> dict[str, Any]:
     """One of the JSON files; empty if it is missing and `optional`.
 
     Raises:
-        BaseModelError: it is missing, or not JSON.
+        BaseModelError: it is missing, or no JSON object.
     """
     path = folder / name
     if not path.is_file():
@@ -46,9 +56,12 @@ def read_json(folder: Path, name: str, optional: bool = False) -> dict[str, Any]
             return {}
         raise BaseModelError(f"'{folder}' has no {name}; it is not a Hugging Face checkpoint folder.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
         raise BaseModelError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise BaseModelError(f"'{path}' holds no JSON object, but {json.dumps(data)[:40]}.")
+    return data
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -57,12 +70,10 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         BaseModelError: a file is missing or damaged.
     """
-    index = read_json(folder, "model.safetensors.index.json", optional=True)
-    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
     tensors = {}
-    for name in names:
+    for name in _weight_files(folder):
         if not (folder / name).is_file():
-            hint = " Save it as safetensors first." if (folder / "pytorch_model.bin").is_file() else ""
+            hint = f" {_SAVE_AGAIN}" if any(folder.glob("pytorch_model*.bin")) else ""
             raise BaseModelError(f"'{folder}' has no {name}.{hint}")
         try:
             # JAX's reader knows bfloat16, which numpy's does not.
@@ -72,6 +83,16 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         except SafetensorError as error:
             raise BaseModelError(f"'{folder / name}' cannot be read: {error}") from error
     return tensors
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = read_json(folder, "model.safetensors.index.json", optional=True)
+    if not index:
+        return ["model.safetensors"]
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise BaseModelError(f"'{folder / 'model.safetensors.index.json'}' has no weight_map of names of files.")
+    return sorted(set(files.values()))
 
 
 def fill(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from specialize.errors import BaseModelError
 FORMAT = 1
 _RUNTIME = ("context", "tail", "tokens_per_second", "max_seconds", "max_symbols", "beam")
 """Fields of an architecture that say how it is used, not what it is: no part of the fingerprint."""
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+"""How Whisper's tokens for languages are spelled."""
 
 
 def _whisper(data: dict[str, Any]) -> Whisper:
@@ -80,8 +83,7 @@ class Base:
             if context == "full":
                 raise BaseModelError(f"{type(self.architecture).__name__} has no fixed window to fill.")
             return self
-        changed = dataclasses.replace(self.architecture, context=context)  # pyright: ignore[reportArgumentType]
-        return dataclasses.replace(self, architecture=changed)
+        return self._used(context=context)
 
     def with_beam(self, beam: int) -> "Base":
         """The same base, decoding with so many hypotheses.
@@ -95,8 +97,41 @@ class Base:
             return self
         if not hasattr(self.architecture, "beam"):
             raise BaseModelError(f"{type(self.architecture).__name__} decodes greedily; it has no beam of {beam}.")
-        changed = dataclasses.replace(self.architecture, beam=beam)  # pyright: ignore[reportArgumentType]
+        return self._used(beam=beam)
+
+    def with_tokens_per_second(self, rate: float | None) -> "Base":
+        """The same base, whose decoder may write so many tokens a second of audio; None leaves it as it is.
+
+        Scripts of which a letter takes several tokens need more than others.
+
+        Raises:
+            BaseModelError: the architecture has no such limit, or it would not be positive.
+        """
+        if rate is None:
+            return self
+        if not hasattr(self.architecture, "tokens_per_second"):
+            raise BaseModelError(f"{type(self.architecture).__name__} has no limit of tokens a second.")
+        if not 0 < rate < float("inf"):
+            raise BaseModelError(f"tokens_per_second={rate}, but it must be positive and finite.")
+        return self._used(tokens_per_second=float(rate))
+
+    def _used(self, **how: Any) -> "Base":
+        """The same base with other fields of `_RUNTIME`."""
+        changed = dataclasses.replace(self.architecture, **how)  # pyright: ignore[reportArgumentType]
         return dataclasses.replace(self, architecture=changed)
+
+    @property
+    def language(self) -> str:
+        """Code of the language that it writes, as a Whisper's prompt says it; `en` where nothing does."""
+        prompt = getattr(self.architecture, "prompt", ())
+        spelled = [token for token, id_ in self.tokenizer.markup.items() if id_ in prompt]
+        if "<|translate|>" in spelled:
+            return "en"
+        return next((found.group(1) for token in spelled if (found := _LANGUAGE.fullmatch(token))), "en")
+
+    def adapt(self, text: str) -> str:
+        """A transcript as this base writes; see `Tokenizer.adapt`."""
+        return self.tokenizer.adapt(text, self.language)
 
     def alone(self) -> "Base":
         """The base as it is best without a Submodel: a Whisper with its whole window, for it loops on crops."""
@@ -180,17 +215,11 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
             f"'{folder}' is not a base folder: it has no base.json. Make one from a Hugging Face checkpoint with "
             f"`specialize import-base CHECKPOINT {folder}`."
         )
-    data = json.loads((folder / "base.json").read_text())
-    if data["format"] > FORMAT:
-        raise BaseModelError(
-            f"'{folder}' has format {data['format']}; this version of specialize reads up to {FORMAT}."
-        )
-    if data["architecture"] not in ARCHITECTURES:
-        raise BaseModelError(
-            f"'{folder}' has the architecture '{data['architecture']}'; known are {', '.join(ARCHITECTURES)}."
-        )
-    architecture = ARCHITECTURES[data["architecture"]][1](data["config"])
-    definition = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    data, architecture = _read_description(folder)
+    try:
+        definition = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaseModelError(f"The tokenizer.json of '{folder}' cannot be read: {error}. Import it again.") from error
     tokenizer = Tokenizer(definition, data["end"], data.get("tokenizer", "whisper"))
     try:
         params = ocp.load(epath.Path(folder.absolute() / "params"))
@@ -202,3 +231,29 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
             f"{data['fingerprint']}. Import it again."
         )
     return Base(architecture, params, tokenizer, data["fingerprint"])
+
+
+def _read_description(folder: Path) -> tuple[dict[str, Any], Architecture]:
+    """The data of `base.json`, and the architecture that it describes."""
+    damaged = f"'{folder / 'base.json'}' is damaged"
+    try:
+        data = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise BaseModelError(f"{damaged}: {error}. Import it again.") from error
+    if not isinstance(data, dict):
+        raise BaseModelError(f"{damaged}: it holds no object. Import it again.")
+    types = {"format": int, "architecture": str, "fingerprint": str, "end": int, "config": dict}
+    if wrong := [name for name, kind in types.items() if not isinstance(data.get(name), kind)]:
+        raise BaseModelError(f"{damaged}: it lacks {', '.join(wrong)}. Import it again.")
+    if data["format"] > FORMAT:
+        raise BaseModelError(
+            f"'{folder}' has format {data['format']}; this version of specialize reads up to {FORMAT}."
+        )
+    if data["architecture"] not in ARCHITECTURES:
+        raise BaseModelError(
+            f"'{folder}' has the architecture '{data['architecture']}'; known are {', '.join(ARCHITECTURES)}."
+        )
+    try:
+        return data, ARCHITECTURES[data["architecture"]][1](data["config"])
+    except (KeyError, TypeError) as error:
+        raise BaseModelError(f"{damaged}: its config does not fit ({error}). Import it again.") from error

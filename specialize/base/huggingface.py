@@ -9,14 +9,15 @@ from specialize.base.import_whisper import import_whisper
 from specialize.errors import BaseModelError
 
 
-def import_base(source: str | Path, out: Path | str, *, language: str = "en", task: str = "transcribe") -> Base:
+def import_base(source: str | Path, out: Path | str, *, language: str | None = None, task: str | None = None) -> Base:
     """Makes a base folder from a Hugging Face checkpoint.
 
     Args:
         source: checkpoint folder, or a name on the Hugging Face hub, which is downloaded.
         out: folder to make.
-        language: what a multilingual Whisper is prompted for; ignored by English-only ones if it is `en`.
-        task: `transcribe` or `translate`, likewise.
+        language: what a multilingual Whisper is prompted for, as a code: `de`. None is what the checkpoint's own
+            generation_config forces, or else English.
+        task: `transcribe` or `translate`, likewise; None may come to transcribing.
 
     Raises:
         BaseModelError: files or tensors are missing, too many, or misshapen; the model is of an unknown type; the

@@ -18,6 +18,7 @@ class TokenizerError(SpecializeError):
 
 Style = Literal["whisper", "plain"]
 _BLANK = "<blank>"
+_ENDS = ".?!…\"'”)。？！؟।"
 _PUNCTUATION = '.,?!;:"()[]…“”„–—-'
 
 
@@ -61,13 +62,17 @@ class Tokenizer:
             raise TokenizerError(f"The tokenizer cannot make this text: '{text}' comes back as '{back}'.")
         return [*ids, self.end] if whisper else ids
 
-    def adapt(self, text: str) -> str:
-        """`text` as this base writes: a sentence in the style of Whisper (see `sentence_case`).
+    def adapt(self, text: str, language: str = "en") -> str:
+        """`text` as a base with this tokenizer writes: a sentence in the style of Whisper (see `sentence_case`).
 
         Otherwise in small letters where the tokenizer has no capitals, and without the punctuation that it lacks.
+
+        Args:
+            text: as in a manifest.
+            language: code of what it is in.
         """
         if self.style == "whisper":
-            return sentence_case(text)
+            return sentence_case(text, language)
         if not self._makes("A"):
             text = text.lower()
         lacking = {mark: " " for mark in set(text) & set(_PUNCTUATION) if not self._makes(mark)}
@@ -88,6 +93,12 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of one token by its exact spelling; None if there is none."""
         return self._tokenizer.token_to_id(token)
+
+    @property
+    def markup(self) -> dict[str, int]:
+        """The tokens that are no text, by their spelling."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items() if token.special}
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:
@@ -136,20 +147,26 @@ def read_definition(folder: Path) -> str:
     return made.to_str()
 
 
-def sentence_case(text: str) -> str:
+def sentence_case(text: str, language: str = "en") -> str:
     """A transcript as a sentence, which Whisper's decoder is used to: capital first letter, a stop at the end.
 
-    The word i becomes I. Text that is then without any lower-case letter is lowered first. A sentence stays as it is.
+    In English the word i becomes I. Text that is then without any lower-case letter is lowered first. A sentence stays
+    as it is, and so does what is written in another language's letters that have no capitals, but for its spaces.
+
+    Args:
+        text: the transcript.
+        language: code of what it is in.
     """
     text = " ".join(text.split())
-    if not text:
+    if not text or (language != "en" and text.upper() == text.lower()):
         return text
-    sentence = _capitals(text)
+    sentence = _capitals(text, language)
     if sentence.upper() == sentence:
-        sentence = _capitals(text.lower())
-    return sentence if sentence[-1] in ".?!…\"'”)" else sentence + "."
+        sentence = _capitals(text.lower(), language)
+    return sentence if sentence[-1] in _ENDS else sentence + "."
 
 
-def _capitals(text: str) -> str:
-    text = re.sub(r"\bi\b(?!\.\w)", "I", text)
+def _capitals(text: str, language: str) -> str:
+    if language == "en":
+        text = re.sub(r"\bi\b(?!\.\w)", "I", text)
     return text[0].upper() + text[1:]

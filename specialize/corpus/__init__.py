@@ -2,23 +2,19 @@
 
 from specialize.corpus.audio import read_audio
 from specialize.corpus.batches import (
-    Assignment,
-    Cut,
-    Faults,
-    Order,
+    Dispatch,
     cohort_batches,
-    collate,
     computed_samples,
     eval_batches,
     eval_shapes,
-    need,
-    queue_order,
     train_shapes,
 )
+from specialize.corpus.collate import Faults, Positions, Recordings, audio_or_nan, collate, need
 from specialize.corpus.config import CorpusConfig
 from specialize.corpus.draws import drawn_batches
 from specialize.corpus.epochs import Epochs, JoinedCorpus
 from specialize.corpus.manifest import Problem, Row, read_manifest
+from specialize.corpus.order import Assignment, Cut, Order, queue_order
 from specialize.corpus.shapes import Shapes, Size
 from specialize.corpus.speakers import Corpus, Speaker, Utterance, open_corpus, split_by_hash
 
@@ -27,16 +23,20 @@ __all__ = [
     "Corpus",
     "CorpusConfig",
     "Cut",
+    "Dispatch",
     "Epochs",
     "Faults",
     "JoinedCorpus",
     "Order",
+    "Positions",
     "Problem",
+    "Recordings",
     "Row",
     "Shapes",
     "Size",
     "Speaker",
     "Utterance",
+    "audio_or_nan",
     "cohort_batches",
     "collate",
     "computed_samples",

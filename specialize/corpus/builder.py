@@ -65,7 +65,7 @@ class SpeechCorpus(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for row, audio in self._examples:
             if isinstance(audio, str):
-                self.problems.append(Problem(row.line, row.utterance, row.speaker, audio))
+                self.problems.append(row.problem(audio))
                 continue
             self.index.append((row, audio.size))
             pcm = np.rint(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype("<i2").tobytes()
@@ -142,11 +142,12 @@ def build_corpus(manifest: Path, sample_rate: int, cache: Path) -> BuiltCorpus:
         examples = _files(rows, sample_rate) if name is None else catalogue_examples(name, sample_rate)
         _build(examples, folder, with_rows=name is not None)
     stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    broken = [Problem(**problem) for problem in stored["problems"]]
-    problems = sorted([*problems, *broken], key=lambda p: p.line)
     if name is not None:
         rows = [Row(**fields | {"audio": Path(fields["audio"])}) for fields in stored["rows"]]
     by_line = {row.line: row for row in rows}
+    roles = {row.line: row.role or "" for row in rows}  # which older caches do not say of problems
+    broken = [Problem(**problem | {"role": roles.get(problem["line"], "")}) for problem in stored["problems"]]
+    problems = sorted([*problems, *broken], key=lambda p: p.line)
     kept = [by_line[line] for line, _ in stored["index"]]
     builder: Any = tfds.builder_from_directory(folder / stored["data"])
     source = builder.as_data_source(split="utterances")

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from specialize.caches import cache_root
+from specialize.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,8 @@ class CorpusConfig:
 
     manifest: Path
     """JSONL or CSV file, an utterance a line: audio, text, speaker; optional utterance, split, role, attributes. Or
-    `tfds:NAME`, a data set of the TFDS catalogue such as tfds:librispeech (extra `tf`)."""
+    `tfds:NAME`, a data set of the TFDS catalogue such as tfds:librispeech (extra `tf`). The speakers 7 and "7" are one;
+    a recording counts once."""
     role: str | None = None
     """Only utterances whose `role` in the manifest is this; a manifest that names no roles is used whole."""
     speakers: tuple[str, ...] = ()
@@ -32,8 +32,14 @@ class CorpusConfig:
     in the manifest."""
     cache: Path | None = None
     """Where decoded corpora are kept; default $SPECIALIZE_CACHE/corpora, or ~/.cache/specialize/corpora."""
-    strict: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
-    """Stop at bad utterances instead of leaving them out and listing them."""
+    strict: bool = False
+    """Stop at bad utterances instead of leaving them out and listing them; `--strict` for short."""
+
+    def __post_init__(self):
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"corpus.limit={self.limit}, but it must be at least 1, or None for all speakers.")
+        if self.pool == "":
+            raise ConfigError("corpus.pool is empty. Give the pool a name, or None to train each speaker.")
 
     @property
     def cache_folder(self) -> Path:

@@ -6,7 +6,8 @@ from typing import Any
 import grain
 
 from specialize.base import Batch
-from specialize.corpus.batches import Assignment, Cut, Faults, Order, collate
+from specialize.corpus.collate import Faults, collate
+from specialize.corpus.order import Assignment, Cut
 from specialize.corpus.shapes import Shapes
 from specialize.corpus.speakers import Corpus, Utterance
 
@@ -33,7 +34,7 @@ class _Draws:
             if assignment is None:
                 rows.append([])
             else:
-                order = Order(tuple(u.samples for u in assignment.train), self._cut.batch, assignment.seed)
+                order = assignment.order(self._cut)
                 rows.append([assignment.train[i] for i in order.rows(assignment.step)])
         parts = self._cut.parts(rows)
         return tuple(collate(self._corpus, part, self._cut.rows, self._shapes, self._faults) for part in parts)

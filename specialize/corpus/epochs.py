@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from specialize.base import Batch
-from specialize.corpus.batches import Faults, collate, need
+from specialize.corpus.collate import Faults, collate, need
 from specialize.corpus.shapes import Shapes
 from specialize.corpus.speakers import Corpus, Utterance
 

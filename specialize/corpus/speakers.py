@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ class Corpus:
 
     speakers: tuple[Speaker, ...]
     problems: tuple[Problem, ...]
-    """All that was left out, in the order of the manifest; whole speakers last."""
+    """All that was left out of what was chosen, in the order of the manifest; whole speakers last."""
     built: BuiltCorpus
 
     @property
@@ -79,23 +80,25 @@ class Corpus:
         return {"speakers": len(self.speakers), "splits": splits, "left_out": len(self.problems)}
 
 
-def open_corpus(config: CorpusConfig, base: Base | None = None) -> Corpus:
+def open_corpus(config: CorpusConfig, base: Base | None = None, *, needs: Sequence[str] = ("train", "dev")) -> Corpus:
     """Opens a corpus, building its data set the first time.
 
     Utterances that cannot be used are left out and listed in `problems`; so are speakers that are left without
-    training or dev utterances.
+    utterances of a split that is needed. Lines of other roles and speakers than the chosen ones are nobody's problem.
 
     Args:
         config: the manifest and the part of it to use.
         base: what texts and lengths are checked against; None checks neither, and leaves `labels` empty.
+        needs: splits without which a speaker is left out: those to train on and to choose by, or the one to score.
 
     Raises:
         CorpusError: nothing can be used, a named speaker is not there, or, with `strict`, anything was left out.
     """
     rate = _DEFAULT_RATE if base is None else base.architecture.sample_rate
     built = build_corpus(config.manifest, rate, config.cache_folder)
-    problems: list[Problem] = list(built.problems)
-    by_speaker = _chosen(config, built)
+    roles = sorted({row.role for row in built.rows if row.role is not None})
+    by_speaker, others = _chosen(config, built, roles)
+    problems = [problem for problem in built.problems if _concerns(problem, config, roles, others)]
     speakers = []
     pooled: dict[str, list[Utterance]] = defaultdict(list)
     for name, places in by_speaker.items():
@@ -122,15 +125,16 @@ def open_corpus(config: CorpusConfig, base: Base | None = None) -> Corpus:
         speakers = [_speaker(config.pool, pooled, {})]
     usable = []
     for speaker in speakers:
-        lacking = [part for part in ("train", "dev") if not speaker.split(part)]
+        lacking = [part for part in needs if not speaker.split(part)]
         if lacking:
             reason = (
                 f"It has no usable {' and no '.join(lacking)} utterances, and is left out. "
                 "Record more, or name no splits for it, so that it is split by itself."
             )
-            problems.append(Problem(0, "", speaker.id, reason))
+            problems.append(Problem(0, "", speaker.id, reason, config.role or ""))
         else:
             usable.append(speaker)
+    problems.sort(key=lambda problem: problem.line or math.inf)
     if config.strict and problems:
         shown = "\n  ".join(str(problem) for problem in problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -138,9 +142,8 @@ def open_corpus(config: CorpusConfig, base: Base | None = None) -> Corpus:
     return Corpus(tuple(usable), tuple(problems), built)
 
 
-def _chosen(config: CorpusConfig, built: BuiltCorpus) -> dict[str, list[int]]:
-    """Places of the chosen rows, by speaker, in the order of the manifest."""
-    roles = sorted({row.role for row in built.rows if row.role is not None})
+def _chosen(config: CorpusConfig, built: BuiltCorpus, roles: Sequence[str]) -> tuple[dict[str, list[int]], set[str]]:
+    """Places of the chosen rows, by speaker, in the order of the manifest; and the speakers that were not chosen."""
     if config.role is not None and roles and config.role not in roles:
         raise CorpusError(
             f"No utterance of '{config.manifest}' has the role '{config.role}'. "
@@ -155,7 +158,24 @@ def _chosen(config: CorpusConfig, built: BuiltCorpus) -> dict[str, list[int]]:
         some = ", ".join(list(chosen)[:10])
         raise CorpusError(f"'{config.manifest}' has no usable utterance of {', '.join(unknown)}. It has: {some}, ….")
     wanted = [name for name in chosen if not config.speakers or name in config.speakers]
-    return {name: chosen[name] for name in wanted[: config.limit]}
+    wanted = wanted[: config.limit]
+    return {name: chosen[name] for name in wanted}, chosen.keys() - set(wanted)
+
+
+def _concerns(problem: Problem, config: CorpusConfig, roles: Collection[str], others: Collection[str]) -> bool:
+    """Whether a problem is of the chosen role and speakers; one of a line that does not tell is.
+
+    Args:
+        problem: of the manifest.
+        config: what is chosen of it.
+        roles: that the manifest has.
+        others: speakers that `_chosen` left aside.
+    """
+    if config.role is not None and roles and problem.role is not None and problem.role != config.role:
+        return False
+    if not problem.speaker:
+        return True
+    return problem.speaker not in others and (not config.speakers or problem.speaker in config.speakers)
 
 
 def _splits(speaker: str, rows: list[Row], problems: list[Problem]) -> dict[int, str]:
@@ -164,7 +184,7 @@ def _splits(speaker: str, rows: list[Row], problems: list[Problem]) -> dict[int,
         for row in rows:
             if row.split is None:
                 reason = "It names no split, but other lines of its speaker do. Name one for each, or for none."
-                problems.append(Problem(row.line, row.utterance, speaker, reason))
+                problems.append(row.problem(reason))
         return {row.line: row.split for row in rows if row.split is not None}
     return split_by_hash(speaker, {row.utterance: row.line for row in rows})
 
@@ -189,22 +209,18 @@ def _utterance(row: Row, place: int, samples: int, style: str, base: Base | None
     if base is None:
         return utterance
     architecture = base.architecture
-
-    def problem(reason: str) -> Problem:
-        return Problem(row.line, row.utterance, row.speaker, reason)
-
     if samples > architecture.max_samples:
         seconds, most = samples / architecture.sample_rate, architecture.max_samples / architecture.sample_rate
-        return problem(f"It is {seconds:.1f} s long; this base takes at most {most:.1f} s. Cut it.")
+        return row.problem(f"It is {seconds:.1f} s long; this base takes at most {most:.1f} s. Cut it.")
     try:
-        labels = base.tokenizer.encode(base.tokenizer.adapt(row.text) if style == "base" else row.text)
+        labels = base.tokenizer.encode(base.adapt(row.text) if style == "base" else row.text)
     except SpecializeError as error:
-        return problem(str(error))
+        return row.problem(str(error))
     if len(labels) > architecture.max_labels:
-        return problem(f"Its text has {len(labels)} tokens; this base takes at most {architecture.max_labels}.")
+        return row.problem(f"Its text has {len(labels)} tokens; this base takes at most {architecture.max_labels}.")
     if samples < (least := architecture.min_samples(labels)):
         seconds, needed = samples / architecture.sample_rate, least / architecture.sample_rate
-        return problem(f"It is {seconds:.2f} s long; for its text this base needs {needed:.2f} s.")
+        return row.problem(f"It is {seconds:.2f} s long; for its text this base needs {needed:.2f} s.")
     return dataclasses.replace(utterance, labels=tuple(labels))
 
 

@@ -6,11 +6,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from specialize.corpus import Corpus, Speaker
+from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel import StoredSubmodel
 
 _TOGETHER = 32
 """Speakers whose audio and Submodels are in memory at a time."""
+
+
+def unheard(corpus: Corpus, speakers: Sequence[Speaker], split: str) -> dict[int, Transcript]:
+    """{place in the corpus: a transcript without hypotheses} of all utterances of a split."""
+    return {
+        u.index: Transcript(
+            utterance=u.id,
+            speaker=speaker.id,
+            reference=u.text,
+            base="",
+            submodel="",
+            seconds=u.samples / corpus.sample_rate,
+            split=split,
+            role=corpus.built.rows[u.index].role,
+            attributes=corpus.built.rows[u.index].attributes,
+        )
+        for speaker in speakers
+        for u in speaker.split(split)
+    }
 
 
 def decode_split(

@@ -6,21 +6,24 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from specialize.base import Base, load_base
 from specialize.corpus import Corpus, CorpusConfig, Speaker, Utterance, open_corpus
 from specialize.errors import ConfigError, FingerprintMismatch
+from specialize.printable import printable
 from specialize.score.counts import Counts, count_words, normalizer
-from specialize.score.decode import decode_split
+from specialize.score.decode import decode_split, unheard
+from specialize.score.groups import grouped
 from specialize.score.plots import Curve
 from specialize.score.pretrained import evaluate_pretrained
 from specialize.score.report import write_report
 from specialize.score.results import score, write_atomically, write_results
+from specialize.score.scoring import Context, Files, Scoring, say_left_out
 from specialize.score.spaces import view_space
-from specialize.score.terminal import by_gain, differences, percent, printable, tables
+from specialize.score.terminal import by_gain, differences, percent, tables
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel.store import speaker_folder
@@ -29,43 +32,12 @@ from specialize.train.metrics import read_metrics
 from specialize.train.recorder import job_name, read_jobs
 from specialize.train.run import SpeakersRun
 
-Context = Literal["needed", "full"]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What to score, and how."""
-
-    base: Path | None = None
-    """Base folder, if it has moved since the run."""
-    manifest: Path | None = None
-    """Another manifest, or where the run's has moved."""
-    role: str | None = None
-    """Score the speakers of this role instead of those that the run trained on: for a run of one pooled Submodel."""
-    split: Literal["test", "dev"] = "test"
-    """Which utterances to score. Choose recipes on dev, and look at test once."""
-    text: bool = False
-    """Also print reference and hypotheses of every utterance, with the differences marked."""
-    groups: tuple[str, ...] | None = None
-    """Attributes of the manifest to group speakers by; default all that vary."""
-    language: str = "en"
-    """Picks the text normaliser."""
-    base_context: Literal["best", "full", "needed"] = "best"
-    """What the base alone sees of a Whisper's 30 s window. `best` decodes both ways and scores it at the better one."""
-    gate: Literal["on", "off"] = "on"
-    """Whether the base serves speakers whose Submodel did not beat it on their dev utterances, or was quarantined."""
-    beam: int = 1
-    """Hypotheses of the search of a base with CTC or a transducer; 1 is greedy."""
-    batch: int = 16
-    """Utterances decoded at a time."""
-    resamples: int = 10_000
-    """Bootstrap resamples of the speakers."""
-
 
 def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None = None) -> list[dict[str, Any]]:
-    """Scores runs, prints tables, and writes `results.json`, `transcripts.jsonl` and `report.html` into each.
+    """Scores runs, prints tables, and writes `results.json`, `transcripts.jsonl` and `report.html` of each.
 
-    Another split than test, or another role than the run's, is written beside them with its name: `results.dev.json`.
+    They lie in the run, or in `scoring.out`. In the run, every scoring but the plain one (its own corpus, test, gate,
+    best context, greedy) has a name that says how it differs: `results.personal.dev.json`, `results.gate-off.json`.
     The base is decoded once for runs that share it and the corpus. Of a pretraining, its base is
     scored on the corpora that it was trained on (`evaluate_pretrained`).
 
@@ -75,40 +47,57 @@ def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None 
         console: where tables go; None is stdout. Progress goes to stderr.
 
     Returns:
-        The results of each run, as `score` makes them.
+        The results of each run: those of `score`, with what was scored and what was left out.
 
     Raises:
-        ConfigError: a folder is no run, or none of its speakers has a Submodel and utterances of the split.
+        ConfigError: a folder is no run, none of its speakers has a Submodel and utterances of the split, or a group is
+            none.
         FingerprintMismatch: the base is not the one that the run was trained on.
     """
     console = console or Console()
     decoded: dict[Any, dict[int, str]] = {}
+    outs = _outs(folders, scoring.out)
     results = []
-    for run in [open_run(folder) for folder in folders]:
+    for run, out in zip([open_run(folder) for folder in folders], outs, strict=True):
+        one = dataclasses.replace(scoring, out=out)
         if isinstance(run, PretrainRun):
-            results.append(evaluate_pretrained(run, scoring, console))
+            results.append(evaluate_pretrained(run, one, console))
         else:
             assert isinstance(run, SpeakersRun)
-            results.append(_evaluate_run(run, scoring, console, decoded))
+            results.append(_evaluate_run(run, one, console, decoded))
     return results
+
+
+def _outs(folders: Sequence[Path], out: Path | None) -> list[Path | None]:
+    """Where the scores of each run go, if not into it."""
+    if out is None or len(folders) == 1:
+        return [out] * len(folders)
+    names = [Path(folder).resolve().name for folder in folders]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"Two runs are called '{twice[0]}', and --out has a folder of that name for one only.")
+    return [out / name for name in names]
 
 
 def _evaluate_run(
     run: SpeakersRun, scoring: Scoring, console: Console, decoded: dict[Any, dict[int, str]]
 ) -> dict[str, Any]:
-    base = load_base(scoring.base or run.experiment.base).with_beam(scoring.beam)
+    base = scoring.of(load_base(scoring.base or run.experiment.base))
     if base.fingerprint != run.base:
         raise FingerprintMismatch(
             f"The run '{run.folder}' was trained on the base {run.base}, but "
             f"'{scoring.base or run.experiment.base}' is {base.fingerprint}. Name the right one with --base."
         )
-    config = _corpus_config(run, scoring)
-    corpus = open_corpus(config, base)
+    config = scoring.corpus(run.experiment.corpus)
+    corpus = open_corpus(config, base, needs=(scoring.split,))
     served = _served(run, corpus, base, scoring)
     if not any(submodel is not None for submodel in served.submodels.values()):
         raise ConfigError(
             f"No speaker of '{config.manifest}' has both a Submodel in '{run.folder}' and {scoring.split} utterances."
         )
+    transcripts = unheard(corpus, served.speakers, scoring.split)
+    grouped(list(transcripts.values()), scoring.groups)  # so that what is no group is known before anything is decoded
+    differs = scoring.differs(base, {run.experiment.corpus.role}, _same_corpus(run, config, corpus))
+    files = Files.of(run.folder, scoring.out, differs)
     speakers = served.speakers
     utterances = [u for speaker in speakers for u in speaker.split(scoring.split)]
     base_texts, contexts = _base_texts(base, corpus, speakers, utterances, scoring, decoded)
@@ -121,39 +110,41 @@ def _evaluate_run(
         lambda speaker: run.submodel(served.submodels[speaker.id] or "", base=base.fingerprint),
         "with Submodels",
     )
-    transcripts = [
-        Transcript(
-            utterance=u.id,
-            speaker=speaker.id,
-            reference=u.text,
-            base=base_texts[u.index],
-            submodel=submodel_texts[u.index],
-            seconds=u.samples / corpus.sample_rate,
-            split=scoring.split,
-            attributes=corpus.built.rows[u.index].attributes,
-            used="base" if speaker.id in served.by_base else "submodel",
+    heard = [
+        dataclasses.replace(
+            transcript,
+            base=base_texts[index],
+            submodel=submodel_texts[index],
+            used="base" if transcript.speaker in served.by_base else "submodel",
         )
-        for speaker in speakers
-        for u in speaker.split(scoring.split)
+        for index, transcript in transcripts.items()
     ]
-    results = score(transcripts, language=scoring.language, groups=scoring.groups, resamples=scoring.resamples)
-    results["base_contexts"] = contexts
-    results["speakers_without_submodel"] = served.without
-    results["gate"] = scoring.gate
-    _write(run, scoring, results, transcripts)
-    _print(console, run, scoring, results, transcripts)
+    language = scoring.language_of(base)
+    results = score(heard, language=language, groups=scoring.groups, resamples=scoring.resamples)
+    results |= {
+        "base_contexts": contexts,
+        "speakers_without_submodel": served.without,
+        "speakers_without_utterances": [problem.speaker for problem in corpus.problems if not problem.line],
+        "gate": scoring.gate,
+        "beam": scoring.beam,
+        "manifest": str(config.manifest),
+        "differs": differs,
+        "left_out": len(corpus.problems),
+        "problems": [vars(problem) for problem in corpus.problems],
+    }
+    _write(run, scoring, files, results, heard)
+    _print(console, scoring, results, heard)
+    say_left_out(console, corpus.problems, scoring.split, files.results)
+    for name, path in (("figures", files.results), ("report", files.report)):
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True, markup=False)
     _say_next(console, run, scoring, results, served, corpus)
     return results
 
 
-def _corpus_config(run: SpeakersRun, scoring: Scoring) -> CorpusConfig:
-    """The run's corpus, person by person, with what the user chose to change."""
-    config = dataclasses.replace(run.experiment.corpus, pool=None)
-    if scoring.manifest is not None:
-        config = dataclasses.replace(config, manifest=scoring.manifest)
-    if scoring.role is not None:
-        config = dataclasses.replace(config, role=scoring.role, speakers=(), limit=None)
-    return config
+def _same_corpus(run: SpeakersRun, config: CorpusConfig, corpus: Corpus) -> bool:
+    """Whether what is scored is the manifest of the run, or has its very content elsewhere."""
+    same_path = Path(config.manifest).resolve() == Path(run.experiment.corpus.manifest).resolve()
+    return same_path or corpus.built.folder.name == run.config["corpus"]
 
 
 @dataclass(frozen=True)
@@ -169,8 +160,7 @@ class _Served:
 
 
 def _served(run: SpeakersRun, corpus: Corpus, base: Base, scoring: Scoring) -> _Served:
-    pooled = run.experiment.corpus.pool
-    spoken = [speaker for speaker in corpus.speakers if speaker.split(scoring.split)]
+    pooled, spoken = run.experiment.corpus.pool, corpus.speakers
     stored = set(run.speakers())
     submodels: dict[str, str | None] = {}
     for speaker in spoken:
@@ -207,7 +197,7 @@ def _base_texts(
     contexts: tuple[Context, ...] = ("needed",)
     if has_window:
         contexts = ("full", "needed") if scoring.base_context == "best" else (scoring.base_context,)
-    normalize = normalizer(scoring.language)
+    normalize = normalizer(scoring.language_of(base))
     tried: dict[Context, float] = {}
     texts: dict[Context, dict[int, str]] = {}
     for context in contexts:
@@ -229,15 +219,14 @@ def _base_texts(
     return texts[best], {"scored_at": best, "wer": shown}
 
 
-def _write(run: SpeakersRun, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
-    role = None if scoring.role == run.experiment.corpus.role else scoring.role
-    suffix = "".join(f".{part}" for part in (role, scoring.split if scoring.split != "test" else None) if part)
-    write_results(results, run.folder / f"results{suffix}.json")
+def _write(
+    run: SpeakersRun, scoring: Scoring, files: Files, results: dict[str, Any], transcripts: Sequence[Transcript]
+) -> None:
+    write_results(results, files.results)
     lines = [json.dumps(dataclasses.asdict(t), ensure_ascii=False) for t in transcripts]
-    write_atomically(run.folder / f"transcripts{suffix}.jsonl", "\n".join(lines) + "\n")
-    report = run.folder / f"report{suffix}.html"
+    write_atomically(files.transcripts, "\n".join(lines) + "\n")
     space = view_space(run.space(), transcripts, scoring.groups) if isinstance(run, SpaceRun) else None
-    write_report(report, results, transcripts, _curves(run), _about(run, results), space)
+    write_report(files.report, results, transcripts, _curves(run), _about(run, results), space)
 
 
 def _curves(run: SpeakersRun) -> dict[str, Curve]:
@@ -273,6 +262,8 @@ def _about(run: SpeakersRun, results: dict[str, Any]) -> dict[str, Any]:
         "base_scored_at_context": contexts["scored_at"],
         "base_WER_by_context": ", ".join(f"{name} {percent(rate)}" for name, rate in contexts["wer"].items()),
         "corpus": str(experiment.corpus.manifest),
+        "scored_corpus": results["manifest"] if results["manifest"] != str(experiment.corpus.manifest) else None,
+        "scored_with": ", ".join(results["differs"]) or None,
         "devices": summary.get("devices"),
         "slots": summary.get("slots"),
         "seconds_of_training": summary.get("seconds"),
@@ -285,11 +276,9 @@ def _about(run: SpeakersRun, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print(
-    console: Console, run: SpeakersRun, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]
-) -> None:
+def _print(console: Console, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
     if scoring.text:
-        normalize = normalizer(scoring.language)
+        normalize = normalizer(results["language"])
         for t in transcripts:
             console.print(f"\n{printable(t.speaker)} {printable(t.utterance)}: {printable(t.reference)}", markup=False)
             for name, text in (("base", t.base), ("personalised", t.personalised)):
@@ -302,8 +291,8 @@ def _print(
     console.print(f"Base WER by context: {tried}; scored at '{contexts['scored_at']}'.", highlight=False)
     if results["speakers_without_submodel"]:
         names = ", ".join(printable(name) for name in results["speakers_without_submodel"][:10])
-        console.print(f"{len(results['speakers_without_submodel'])} speakers have no Submodel here: {names}.")
-    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+        count = len(results["speakers_without_submodel"])
+        console.print(f"{count} speakers have no Submodel here: {names}.", markup=False, highlight=False)
 
 
 def _say_next(
@@ -320,8 +309,7 @@ def _say_next(
         return
     base, clip = str(scoring.base or run.experiment.base), str(audio) if audio.is_file() else "CLIP.wav"
     words = ("specialize", "transcribe", base, clip, "--submodel", str(submodel))
-    console.print(f"next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"next: {printable(shlex.join(words))}", highlight=False, soft_wrap=True, markup=False)
     load = f"sp.Recognizer(sp.load_base({base!r})).transcribe({clip!r}, {str(submodel)!r})"
-    console.print(
-        f"      from a service: import specialize as sp; {load}", highlight=False, soft_wrap=True, markup=False
-    )
+    line = f"      from a service: import specialize as sp; {printable(load)}"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

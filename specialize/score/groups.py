@@ -14,8 +14,14 @@ BINS = 5
 """A numeric attribute with more values than this is cut into at most so many bins."""
 MOST_TEXT_VALUES = 24
 """A text attribute with more values than this identifies rather than groups; it is left out unless asked for."""
+MOST_ASKED_VALUES = 200
+"""One with more values than this is refused even then."""
 NOT_GIVEN = "not given"
 """The group of those without a value."""
+_COLUMNS = ("role", "seconds", "speaker", "split", "text", "utterance")
+"""Columns of a manifest that are no attributes. Only `role` groups without being asked for."""
+_NAMES = ("role", "speaker", "split", "text", "utterance")
+"""Columns whose values are texts, though they may look like numbers."""
 
 
 def grouped(
@@ -27,19 +33,23 @@ def grouped(
     named by the least and the greatest value in it, as '6 to 8', and equal values share a bin.
 
     Args:
-        transcripts: what to group.
-        names: the attributes; None means all that have more than one value.
+        transcripts: what to group; their hypotheses do not matter.
+        names: columns of the manifest; None means all attributes, and the role, that have more than one value.
 
     Returns:
         {attribute: {value: transcripts}} in the order to show, and {attribute: why it was left out}.
 
     Raises:
-        ConfigError: an attribute in `names` is one that no transcript has.
+        ConfigError: a name is no column, or has too many values for a group.
     """
-    known = sorted({name for transcript in transcripts for name in transcript.attributes})
+    attributes = {name for transcript in transcripts for name in transcript.attributes}
+    with_role = {"role"} if any(transcript.role is not None for transcript in transcripts) else set()
+    known = sorted(attributes | with_role)
     for name in names or ():
-        if name not in known:
-            raise ConfigError(f"No utterance has the attribute '{name}'. There are: {', '.join(known) or 'none'}.")
+        if name not in known and name not in _COLUMNS:
+            raise ConfigError(
+                f"No utterance has '{name}' to group by. Choose from {', '.join(sorted({*known, *_COLUMNS}))}."
+            )
     groups: dict[str, dict[str, list[Transcript]]] = {}
     left_out: dict[str, str] = {}
     for name in known if names is None else names:
@@ -49,23 +59,38 @@ def grouped(
             left_out[name] = "it has one value"
         elif names is None and len(values) > MOST_TEXT_VALUES:
             left_out[name] = f"it has {len(values)} values, more than {MOST_TEXT_VALUES}"
+        elif len(values) > MOST_ASKED_VALUES:
+            raise ConfigError(
+                f"'{name}' has {len(values)} values, and tells utterances apart rather than to group them. Group by "
+                f"what has at most {MOST_ASKED_VALUES} values, or numbers, which are cut into bins."
+            )
         else:
             groups[name] = {value: [] for value in values}
             for transcript in transcripts:
-                groups[name][labels[text_of(transcript.attributes.get(name))]].append(transcript)
+                groups[name][labels[text_of(_value(transcript, name))]].append(transcript)
     return groups, left_out
+
+
+def _value(transcript: Transcript, name: str) -> Any:
+    """What the manifest says under a name."""
+    if name in transcript.attributes or name not in _COLUMNS:
+        return transcript.attributes.get(name)
+    if name == "seconds":
+        return round(transcript.seconds, 2)
+    return transcript.reference if name == "text" else getattr(transcript, name)
 
 
 def _labels(transcripts: Sequence[Transcript], name: str) -> dict[str, str]:
     """{key of a value: label of its group}, in the order to show."""
-    values = {text_of(t.attributes.get(name)): t.attributes.get(name) for t in transcripts}
+    values = {text_of(value): value for value in (_value(t, name) for t in transcripts)}
     given = {key: value for key, value in values.items() if key != NOT_GIVEN}
-    numbers = {key: number for key, value in given.items() if (number := _number(value)) is not None}
+    as_text = name in _NAMES
+    numbers = {key: number for key, value in given.items() if not as_text and (number := _number(value)) is not None}
     order: dict[str, str]
     if given and len(numbers) == len(given):
         ordered = {key: numbers[key] for key in sorted(numbers, key=lambda key: numbers[key])}
         many = len(set(ordered.values())) > BINS
-        pairs = {(t.speaker, text_of(t.attributes.get(name))) for t in transcripts}
+        pairs = {(t.speaker, text_of(_value(t, name))) for t in transcripts}
         spread = [ordered[key] for _, key in pairs if key in ordered]
         order = _bins(ordered, spread) if many else {key: f"{number:.12g}" for key, number in ordered.items()}
     else:

@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from specialize.base import Base, load_base
-from specialize.corpus import open_corpus
+from specialize.corpus import Corpus, open_corpus
 from specialize.errors import ConfigError
-from specialize.score.decode import decode_split
+from specialize.printable import printable
+from specialize.score.decode import decode_split, unheard
+from specialize.score.groups import grouped
 from specialize.score.results import score, write_atomically, write_results
-from specialize.score.terminal import interval, percent, printable
+from specialize.score.scoring import Files, Scoring, say_left_out
+from specialize.score.terminal import interval, percent
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.train import PretrainRun
@@ -21,12 +27,12 @@ _OF_TWO = ("base", "submodel", "relative", "p_value", "helped", "harmed", "uncha
 """How the figures begin that compare two systems, or a base with Submodels."""
 
 
-def evaluate_pretrained(run: PretrainRun, scoring: Any, console: Console) -> dict[str, Any]:
+def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) -> dict[str, Any]:
     """Scores the base of a pretraining on its own corpora, and writes `results.json` and `transcripts.jsonl`.
 
     Args:
         run: of `specialize pretrain`, ended.
-        scoring: a `Scoring`; what it says of Submodels does not count.
+        scoring: what to score; what it says of Submodels does not count.
         console: where the table goes.
 
     Returns:
@@ -34,52 +40,66 @@ def evaluate_pretrained(run: PretrainRun, scoring: Any, console: Console) -> dic
         figures that compare two are left out.
 
     Raises:
-        ConfigError: the run has not ended, or no corpus has such utterances.
+        ConfigError: the run has not ended, no corpus has such utterances, or a group is none.
     """
     if not run.base_folder.is_dir():
         raise ConfigError(f"The pretraining '{run.folder}' has not ended: it has no base. Go on with the same command.")
     start = run.experiment.start
-    bases = [load_base(folder).with_beam(scoring.beam) for folder in (run.base_folder, start) if folder is not None]
-    transcripts: list[Transcript] = []
-    for number, config in enumerate(run.experiment.corpora):
-        if scoring.manifest is not None:
-            config = dataclasses.replace(config, manifest=scoring.manifest)
-        if scoring.manifest is None or number == 0:
-            transcripts += _transcripts(bases, config, scoring)
-    if not transcripts:
+    scoring = dataclasses.replace(scoring, gate="on", base_context="best")
+    bases = [scoring.of(load_base(folder)) for folder in (run.base_folder, start) if folder is not None]
+    of_run = run.experiment.corpora
+    configs = [scoring.corpus(config) for config in (of_run if scoring.manifest is None else of_run[:1])]
+    corpora = [open_corpus(config, bases[0], needs=(scoring.split,)) for config in configs]
+    of_corpora = [unheard(corpus, corpus.speakers, scoring.split) for corpus in corpora]
+    if not any(of_corpora):
         raise ConfigError(f"No corpus of '{run.folder}' has {scoring.split} utterances. Try --split dev.")
-    results = score(transcripts, language=scoring.language, groups=scoring.groups, resamples=scoring.resamples)
+    for config, part in zip(configs, of_corpora, strict=True):
+        for index, transcript in part.items():
+            attributes = transcript.attributes | {"corpus": str(config.manifest)}
+            part[index] = dataclasses.replace(transcript, attributes=attributes)
+    grouped([transcript for part in of_corpora for transcript in part.values()], scoring.groups)
+    own_corpus = [Path(c.manifest).resolve() for c in configs] == [Path(c.manifest).resolve() for c in of_run]
+    differs = scoring.differs(bases[0], {config.role for config in of_run}, own_corpus)
+    files = Files.of(run.folder, scoring.out, differs)
+    transcripts = [
+        transcript
+        for corpus, part in zip(corpora, of_corpora, strict=True)
+        for transcript in _decoded(bases, corpus, part, scoring)
+    ]
+    problems = [problem for corpus in corpora for problem in corpus.problems]
+    language = scoring.language_of(bases[0])
+    results = score(transcripts, language=language, groups=scoring.groups, resamples=scoring.resamples)
     if start is None:
         results = _of_one(results)
-    suffix = "" if scoring.split == "test" else f".{scoring.split}"
-    write_results(results, run.folder / f"results{suffix}.json")
+    results |= {
+        "speakers_without_utterances": [problem.speaker for problem in problems if not problem.line],
+        "beam": scoring.beam,
+        "manifests": [str(config.manifest) for config in configs],
+        "differs": differs,
+        "left_out": len(problems),
+        "problems": [vars(problem) for problem in problems],
+    }
+    write_results(results, files.results)
     lines = [_line(transcript, alone=start is None) for transcript in transcripts]
-    write_atomically(run.folder / f"transcripts{suffix}.jsonl", "\n".join(lines) + "\n")
+    write_atomically(files.transcripts, "\n".join(lines) + "\n")
     console.print(_table(run, results))
-    console.print(f"figures: {run.folder / f'results{suffix}.json'}", highlight=False, soft_wrap=True)
+    say_left_out(console, problems, scoring.split, files.results)
+    console.print(f"figures: {files.results}", highlight=False, soft_wrap=True, markup=False)
     return results
 
 
-def _transcripts(bases: list[Base], config: Any, scoring: Any) -> list[Transcript]:
-    corpus = open_corpus(dataclasses.replace(config, pool=None), bases[0])
-    speakers = [speaker for speaker in corpus.speakers if speaker.split(scoring.split)]
+def _decoded(
+    bases: Sequence[Base], corpus: Corpus, transcripts: dict[int, Transcript], scoring: Scoring
+) -> list[Transcript]:
     texts = [
-        decode_split(Recognizer(base, batch=scoring.batch), corpus, speakers, scoring.split, lambda _: None, title)
+        decode_split(
+            Recognizer(base, batch=scoring.batch), corpus, corpus.speakers, scoring.split, lambda _: None, title
+        )
         for base, title in zip(bases, ("the base", "the base it started from"), strict=False)
     ]
     return [
-        Transcript(
-            utterance=u.id,
-            speaker=speaker.id,
-            reference=u.text,
-            base=texts[-1][u.index],
-            submodel=texts[0][u.index],
-            seconds=u.samples / corpus.sample_rate,
-            split=scoring.split,
-            attributes=corpus.built.rows[u.index].attributes | {"corpus": str(config.manifest)},
-        )
-        for speaker in speakers
-        for u in speaker.split(scoring.split)
+        dataclasses.replace(transcript, base=texts[-1][index], submodel=texts[0][index])
+        for index, transcript in transcripts.items()
     ]
 
 
@@ -104,7 +124,7 @@ def _of_one(results: dict[str, Any]) -> dict[str, Any]:
 
 def _table(run: PretrainRun, results: dict[str, Any]) -> Table:
     two = "base_wer" in results["pooled"]
-    table = Table(title=f"{run.base_folder}", title_justify="left")
+    table = Table(title=Text(f"{run.base_folder}"), title_justify="left")
     names = ("", "speakers", "words", *(("WER of the start",) if two else ()), "WER", "95% interval", "CER")
     for name in names:
         table.add_column(name, justify="right" if name else "left")
@@ -112,7 +132,7 @@ def _table(run: PretrainRun, results: dict[str, Any]) -> Table:
     def add(name: str, row: dict[str, Any]) -> None:
         before = (percent(row["base_wer"]),) if two else ()
         figures = (percent(row["wer"]), interval(row["wer_interval"]), percent(row["cer"]))
-        table.add_row(printable(name), str(row["speakers"]), str(row["words"]), *before, *figures)
+        table.add_row(Text(printable(name)), str(row["speakers"]), str(row["words"]), *before, *figures)
 
     add("all", results["pooled"])
     for attribute, values in results["groups"].items():

@@ -7,11 +7,12 @@ from typing import Any
 
 import jinja2
 
+from specialize.printable import printable
 from specialize.score import plots
 from specialize.score.counts import Counts, count_words, normalizer
 from specialize.score.results import write_atomically
 from specialize.score.spaces import NEIGHBOURS, SpaceView
-from specialize.score.terminal import align, by_gain, interval, percent, printable
+from specialize.score.terminal import align, by_gain, interval, percent
 from specialize.score.transcript import Transcript
 
 EXAMPLES = 24
@@ -30,13 +31,13 @@ def write_report(
 
     Args:
         path: the HTML file.
-        results: of `score`.
+        results: of `score`; its `problems`, if it has any, are those of the corpus that was scored.
         transcripts: what was scored; the examples come from them.
         curves: {speaker: [(step, train loss, dev loss)]}, losses per token; None where there is none.
         about: facts of the run, shown in their order by their keys, with `_` as a space; a fact that is None is left
             out. Some keys have a place of their own: `name` is the title, `command` the command line (a string or its
-            words), `problems` a list of {line, utterance, speaker, reason}, `quarantined` a list of speakers whose
-            training failed.
+            words), `problems` a list of {line, utterance, speaker, reason} of the corpus that was trained on,
+            `quarantined` a list of speakers whose training failed.
         space: of the run, if it trained one.
     """
     about = dict(about or {})
@@ -64,10 +65,16 @@ def write_report(
         shown=len(transcripts),
         facts=facts,
         command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
-        problems=[problem if isinstance(problem, dict) else vars(problem) for problem in problems],
+        left_out=_left_out(problems, results.get("problems", [])),
         quarantined=quarantined,
     )
     write_atomically(path, page)
+
+
+def _left_out(trained: list[dict[str, Any]], scored: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What was left out, by what it was left out of; once where that is the same."""
+    lists = {"the corpus": scored} if trained == scored else {"what was trained on": trained, "what was scored": scored}
+    return {name: problems for name, problems in lists.items() if problems}
 
 
 def maps(space: SpaceView) -> list[dict[str, Any]]:

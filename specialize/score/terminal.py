@@ -1,11 +1,12 @@
 """Results for a terminal: tables, and texts with their differences marked."""
 
-import unicodedata
 from typing import Any
 
 import jiwer
 from rich.table import Table
 from rich.text import Text
+
+from specialize.printable import printable
 
 _MARKS = {"delete": ("[-", "-]", "red strike"), "insert": ("{+", "+}", "green underline")}
 
@@ -73,14 +74,6 @@ def by_gain(speakers: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, An
         return (float("inf") if row["wer"] is None else row["wer"] - row["base_wer"], item[0])
 
     return sorted(speakers.items(), key=gain)
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which must not reach a terminal; white space stays."""
-    return "".join(
-        c if c.isspace() or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
-        for c in text.replace("\x1c", " ").replace("\x1d", " ").replace("\x1e", " ").replace("\x1f", " ")
-    )
 
 
 def _pooled(pooled: dict[str, Any]) -> Table:

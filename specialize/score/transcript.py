@@ -18,6 +18,7 @@ class Transcript:
     seconds: float = 0.0
     """Length of the audio."""
     split: str = "test"
+    role: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
     """Whatever the manifest says of the utterance or its speaker: age, gender, severity, …"""
     used: Literal["submodel", "base"] = "submodel"

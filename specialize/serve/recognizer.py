@@ -116,8 +116,9 @@ class Recognizer:
         return np.asarray(ids)[: len(clips)]
 
     def _clip(self, audio: Any) -> np.ndarray:
-        architecture = self.base.architecture
+        architecture, name = self.base.architecture, "Audio"
         if isinstance(audio, (str, Path)):
+            name = f"'{audio}'"
             audio = read_audio(Path(audio), architecture.sample_rate)
         clip = np.asarray(audio, np.float32)
         if clip.ndim != 1 or clip.size == 0:
@@ -127,7 +128,7 @@ class Recognizer:
         if clip.size > architecture.max_samples:
             seconds, most = clip.size / architecture.sample_rate, architecture.max_samples / architecture.sample_rate
             raise CorpusError(
-                f"Audio of {seconds:.1f} s is longer than this base takes ({most:.1f} s). Cut it at pauses."
+                f"{name} of {seconds:.1f} s is longer than this base takes ({most:.1f} s). Cut it at pauses."
             )
         return clip
 

@@ -5,8 +5,9 @@ from specialize.train.jobs import HyperParameters, Job
 from specialize.train.joint import SpacePlan, SpaceRun, SpaceTraining, plan_space
 from specialize.train.joint_loop import train_space
 from specialize.train.loop import CohortTrainer, Finished
+from specialize.train.planning import Plan, plan
 from specialize.train.pretrain import Pretraining, PretrainRun, pretrain
-from specialize.train.programs import Plan, plan, train
+from specialize.train.programs import train
 from specialize.train.run import Run
 from specialize.train.runs import linear_space_of, open_run
 from specialize.train.schedule import Schedule, Stopping

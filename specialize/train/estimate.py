@@ -1,9 +1,11 @@
 """Before a run: how many slots are computed together, what fits into memory, and how long a part takes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +25,7 @@ from specialize.submodel import size
 from specialize.train.jobs import stack_hyper
 from specialize.train.step import Cohort
 
-_CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2,)}
+_CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2, 3)}
 """Slots that are computed together and may be faster than all at once, by platform: on a CPU, what its cache holds."""
 _ELSEWHERE = (32,)
 FEW_SLOTS = 4
@@ -37,7 +39,7 @@ _SECONDS = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """What one compiled gradient works on."""
+    """What the largest compiled program works on."""
 
     batch: int
     """B, utterances of a slot in a step."""
@@ -45,6 +47,10 @@ class Workload:
     """Utterances of a slot in a part."""
     longest: Size
     """What the longest part is padded to."""
+    together: int = 1
+    """Steps of a full dispatch."""
+    resident: int = 0
+    """Bytes of audio that each device keeps."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,10 @@ def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workloa
     """
     cohort = make(slots, 0)
     device = cohort.mesh.devices.flat[0]
-    candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots]
-    if chunk == "auto":
+    candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots and slots % n == 0]
+    if chunk != "auto":
+        chunk = even_chunk(slots, chunk)
+    else:
         chunk = 0
         if slots > FEW_SLOTS and candidates:
             few = 4 * max(candidates)
@@ -93,19 +101,29 @@ def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workloa
     return Layout(cohort.slots, chunk, int(needed["bytes"]))
 
 
+def even_chunk(slots: int, chunk: int) -> int:
+    """The largest chunk of so many slots at most that divides them; 0 is all.
+
+    The slots of a smaller last chunk would be computed by another program, and so come out with other bits.
+    """
+    return next((n for n in range(min(chunk, slots), 0, -1) if slots % n == 0), 0)
+
+
 def _kept(measure: Callable[[], dict[str, float]], what: str, cohort: Cohort, *about: Any) -> dict[str, float]:
     """What was measured on this machine before, or is now."""
     device = cohort.mesh.devices.flat[0]
-    machine = (device.platform, device.device_kind, os.cpu_count(), jax.__version__, cohort.mesh.devices.size)
+    machine = (platform.node(), device.platform, device.device_kind, os.cpu_count(), jax.__version__)
+    machine = (*machine, cohort.mesh.devices.size)
     identity = repr((what, *machine, cohort.architecture, cohort.spec, cohort.random, *about))
     path = cache_root() / "layouts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())["measured"]
     measured = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps({"measured": measured, "of": identity}, indent=1) + "\n")
-    beside.replace(path)
+    with contextlib.suppress(OSError):  # what cannot be kept is measured again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps({"measured": measured, "of": identity}, indent=1) + "\n")
+        beside.replace(path)
     return measured
 
 
@@ -147,17 +165,18 @@ def _arguments(cohort: Cohort, work: Workload) -> tuple[Any, ...]:
 
 
 def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
-    """Bytes that a device needs in training: what the compiler plans for a part, and what the cohort keeps.
+    """Bytes that a device needs in training: what the compiler plans for a part or a dispatch, and what is kept.
 
     The cohort keeps Submodels, two moments and the best of each slot, a copy of these while a state is saved, a
-    gradient for each part, and the batches of the steps under way.
+    gradient for each part, the batches of the dispatches under way, and audio that lives on the device.
     """
     devices = cohort.mesh.devices.size
 
     def abstract(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)
 
-    shape, sharding = (cohort.slots, work.rows), cohort.sharding
+    sharding = cohort.sharding
+    shape = (cohort.slots, work.rows) if work.together == 1 else (cohort.slots, work.together, work.rows)
     batch = Batch(
         audio=jax.ShapeDtypeStruct((*shape, work.longest.samples), np.float32, sharding=sharding),
         samples=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
@@ -165,14 +184,16 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
         label_lengths=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
     )
     state = jax.eval_shape(cohort.empty_state)
-    lowered = cohort.gradient.lower(
-        abstract(params, cohort.replicated),
-        abstract(state.submodel, sharding),
-        abstract(stack_hyper([None] * cohort.slots), sharding),
-        abstract(state.step, sharding),
-        jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated),
-        batch,
-    )
+    shared = abstract(params, cohort.replicated)
+    of_slots = abstract(state, sharding)
+    hyper = abstract(stack_hyper([None] * cohort.slots), sharding)
+    if work.together == 1:
+        part = jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated)
+        lowered = cohort.gradient.lower(shared, of_slots.submodel, hyper, of_slots.step, part, batch)
+    else:
+        active = jax.ShapeDtypeStruct((cohort.slots,), np.bool_, sharding=sharding)
+        anchor = abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
+        lowered = cohort.steps.lower(shared, of_slots, hyper, active, anchor, batch)
     planned = lowered.compile().memory_analysis()
     parts = work.batch // work.rows
     submodels = 4 * size(state.submodel) // devices
@@ -182,6 +203,7 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
         + sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         + submodels * (8 + parts)
         + audio * parts * 3
+        + work.resident
     )
 
 

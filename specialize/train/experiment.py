@@ -33,16 +33,31 @@ class CohortConfig:
     shapes: int = 8
     """Sizes that training batches are padded to, at most. More leave less padding, and each takes a compilation."""
     chunk: int | Literal["auto"] = "auto"
-    """Slots of a device that are computed together; 0 is all. `auto` measures the first time, and keeps what is faster
-    on this machine. Results are the same to float tolerance, not bit for bit."""
+    """Slots of a device that are computed together, or the next smaller number that divides them; 0 is all. `auto`
+    measures the first time, and keeps what is faster on this machine. Results are the same to float tolerance, not bit
+    for bit."""
+    dispatch: int = 1
+    """Steps that all slots make in one call of the devices, which saves the host's work where steps are short. Needs
+    rows = batch. Best a number that divides `stop.every` and `stop.max_steps`: what is left over before a look is made
+    step by step, by a program of its own."""
+    resident: Literal["auto", "on", "off"] = "auto"
+    """Keep the audio of all training utterances on every device, so that batches bring only labels. `auto` does where
+    that is at most 1/16 of a device's memory, but not on a CPU, where it would be a second copy in the same memory.
+    Results are the same, bit for bit."""
 
     def __post_init__(self):
-        for name, least in (("slots", 1), ("batch", 1), ("rows", 1), ("shapes", 1), ("chunk", 0)):
+        least_of = {"slots": 1, "batch": 1, "rows": 1, "shapes": 1, "chunk": 0, "dispatch": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value != "auto" and value < least:
                 raise ConfigError(f"cohort.{name}={value}, but it must be at least {least}.")
         if self.batch % self.rows:
             raise ConfigError(f"cohort.rows={self.rows}, but it must divide cohort.batch={self.batch}.")
+        if self.dispatch > 1 and self.rows != self.batch:
+            raise ConfigError(
+                f"cohort.dispatch={self.dispatch} needs steps of one part, but cohort.rows={self.rows} cuts a batch of "
+                f"{self.batch} into {self.batch // self.rows}. Give --cohort.rows {self.batch}, or --cohort.dispatch 1."
+            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from specialize.corpus import Assignment, Speaker, Utterance
 from specialize.errors import ConfigError, SpecializeError
+from specialize.submodel.kinds import KINDS, kind_name
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class Jobs(Sequence[Job]):
     """
 
     def __init__(self, speakers: Sequence[Speaker], points: Sequence[HyperParameters], max_steps: int, first: int = 0):
-        self.speakers, self.points, self._max_steps, self._first = speakers, tuple(points), max_steps, first
+        self.speakers, self.points, self._max_steps = speakers, tuple(points), max_steps
+        self.first = first
+        """Number of the first point."""
 
     def __len__(self) -> int:
         return len(self.speakers) * len(self.points)
@@ -131,7 +134,7 @@ class Jobs(Sequence[Job]):
             raise IndexError(index)
         speaker, point = divmod(index % len(self), len(self.points))
         hyper = self.points[point]
-        return Job(self.speakers[speaker], hyper, self._max_steps, self._first + point, len(self.points))
+        return Job(self.speakers[speaker], hyper, self._max_steps, self.first + point, len(self.points))
 
 
 _ALIASES = {"lr": "learning_rate", "wd": "weight_decay"}
@@ -141,48 +144,60 @@ def parse_grid(axes: Sequence[str], hyper: HyperParameters, spec: Any) -> list[t
     """The points of a grid: (spec, hyper-parameters), those of one spec together.
 
     Args:
-        axes: `name=value,value`: a field of `HyperParameters` (`lr` is `learning_rate`), or `submodel.field`, of which
-            every value is a program of its own.
+        axes: `name=value,value`: a field of `HyperParameters` (`lr` is `learning_rate`); or `submodel.field`, of which
+            every value is a program of its own: a number of the spec, `submodel.kind=lora,bias-only`, or
+            `submodel.where=encoder/**+decoder/**,encoder/**` with `+` between the patterns of one value.
         hyper: what the axes do not name.
-        spec: likewise.
+        spec: likewise; a kind that is not this one's has its defaults.
 
     Raises:
         ConfigError: an axis is not of this form, names no field or one twice, or a value does not fit.
     """
-    names, values = [], []
-    for axis in axes:
-        name, equals, listed = axis.partition("=")
-        if not equals or not listed:
-            raise ConfigError(f"--grid {axis}: write it as name=value,value, like lr=3e-4,1e-3.")
-        of_spec = name.startswith("submodel.")
-        name = name.removeprefix("submodel.") if of_spec else _ALIASES.get(name, name).replace("-", "_")
-        owner = spec if of_spec else hyper
-        fields = [f.name for f in dataclasses.fields(owner)]
+    parted = [_parted(axis) for axis in axes]
+    kinds = next((values for name, values in parted if name == "submodel.kind"), [kind_name(spec)])
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError(f"--grid submodel.kind={unknown[0]}: there is no such kind. Choose from {', '.join(KINDS)}.")
+    specs = [spec if kind == kind_name(spec) else KINDS[kind]() for kind in kinds]
+    fields = {f.name: hyper for f in dataclasses.fields(hyper)}
+    fields |= {f"submodel.{f.name}": of for of in specs for f in dataclasses.fields(of)} | {"submodel.kind": None}
+    values: dict[str, list[Any]] = {}
+    for axis, (name, texts) in zip(axes, parted, strict=True):
         if name not in fields:
-            known = ", ".join([f.name for f in dataclasses.fields(hyper)] + [f"submodel.{n}" for n in _scalars(spec)])
-            raise ConfigError(f"--grid {axis}: there is no '{name}'. Choose from {known}.")
-        if of_spec and name not in _scalars(spec):
-            raise ConfigError(f"--grid {axis}: only numbers of a spec can be in a grid: {', '.join(_scalars(spec))}.")
-        if (of_spec, name) in names:
+            raise ConfigError(f"--grid {axis}: there is no '{name}'. Choose from {', '.join(fields)}.")
+        if name in values:
             raise ConfigError(f"--grid names '{name}' twice. Give all its values in one axis.")
-        names.append((of_spec, name))
-        kind = get_type_hints(type(owner))[name]
-        values.append([_number(axis, text, kind) for text in listed.split(",")])
+        field = name.removeprefix("submodel.")
+        if name == "submodel.kind":
+            values[name] = texts
+        elif name == "submodel.where":
+            values[name] = [tuple(text.split("+")) for text in texts]
+        else:
+            values[name] = [_number(axis, text, get_type_hints(type(fields[name]))[field]) for text in texts]
     points = []
-    for chosen in itertools.product(*values):
-        pairs = list(zip(names, chosen, strict=True))
+    for chosen in itertools.product(*values.values()):
+        point = dict(zip(values, chosen, strict=True))
+        of_spec = specs[kinds.index(point.pop("submodel.kind", kinds[0]))]
+        changes = {n.removeprefix("submodel."): v for n, v in point.items() if n.startswith("submodel.")}
+        if foreign := [name for name in changes if not hasattr(of_spec, name)]:
+            raise ConfigError(f"--grid {' '.join(axes)}: {kind_name(of_spec)} has no '{foreign[0]}'.")
         try:
-            of_spec = dataclasses.replace(spec, **{name: value for (is_spec, name), value in pairs if is_spec})
-            of_hyper = dataclasses.replace(hyper, **{name: value for (is_spec, name), value in pairs if not is_spec})
+            of_spec = dataclasses.replace(of_spec, **changes)
+            of_hyper = dataclasses.replace(hyper, **{n: v for n, v in point.items() if not n.startswith("submodel.")})
         except SpecializeError as error:
             raise type(error)(f"--grid {' '.join(axes)}: {error}") from None
         points.append((of_spec, of_hyper))
-    specs = list(dict.fromkeys(spec for spec, _ in points))
-    return sorted(points, key=lambda point: specs.index(point[0]))
+    order = list(dict.fromkeys(of_spec for of_spec, _ in points))
+    return sorted(points, key=lambda point: order.index(point[0]))
 
 
-def _scalars(spec: Any) -> list[str]:
-    return [f.name for f in dataclasses.fields(spec) if isinstance(getattr(spec, f.name), int | float)]
+def _parted(axis: str) -> tuple[str, list[str]]:
+    """The name of an axis, written out, and its values."""
+    name, equals, listed = axis.partition("=")
+    if not equals or not listed:
+        raise ConfigError(f"--grid {axis}: write it as name=value,value, like lr=3e-4,1e-3.")
+    if not name.startswith("submodel."):
+        name = _ALIASES.get(name, name).replace("-", "_")
+    return name, listed.split(",")
 
 
 def _number(axis: str, text: str, kind: Any) -> Any:

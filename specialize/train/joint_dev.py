@@ -11,7 +11,7 @@ from specialize.base import Batch
 from specialize.corpus import Faults, Shapes, eval_batches
 from specialize.submodel import Submodel
 from specialize.train.joint import SpacePlan
-from specialize.train.loop import _mean
+from specialize.train.loop import mean_per_token
 from specialize.train.step import Cohort
 
 
@@ -35,16 +35,20 @@ class DevSets:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="dev")
         self._ahead: Future[list[Batch]] = self._pool.submit(self._wave, 0)
 
-    def losses(self, bank: Callable[[int], Submodel]) -> Float[np.ndarray, "N"]:
+    def losses(self, bank: Callable[[int], Submodel] | None) -> Float[np.ndarray, "N"]:
         """Mean dev loss per token of each speaker, in the order of the queue.
 
         Args:
-            bank: the Submodels [S, …] of the speakers of a wave, laid out on the mesh.
+            bank: the Submodels [S, …] of the speakers of a wave, laid out on the mesh; None is the base as it serves
+                alone.
         """
         found = []
         for wave, batches in enumerate(self._batches()):
-            made = bank(wave)
-            found.append(_mean(self._cohort.evaluate(self._params, made, batch) for batch in batches))
+            if bank is None:
+                found.append(mean_per_token(self._cohort.evaluate_alone(self._params, batch) for batch in batches))
+            else:
+                made = bank(wave)
+                found.append(mean_per_token(self._cohort.evaluate(self._params, made, batch) for batch in batches))
         return np.concatenate(found)[: len(self._jobs)]
 
     def close(self) -> None:

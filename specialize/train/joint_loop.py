@@ -14,7 +14,6 @@ from jaxtyping import Int
 
 from specialize.corpus import Assignment, Faults, drawn_batches
 from specialize.errors import ConfigError
-from specialize.submodel import broadcast
 from specialize.train.estimate import Layout, told_of_memory
 from specialize.train.jobs import stack_hyper
 from specialize.train.joint import SpacePlan, SpaceRun, SpaceTraining, plan_space
@@ -22,11 +21,12 @@ from specialize.train.joint_dev import DevSets
 from specialize.train.joint_standing import Standing
 from specialize.train.joint_step import SpaceState
 from specialize.train.joint_store import store_space
-from specialize.train.loop import _IN_FLIGHT, Totals
+from specialize.train.loop import IN_FLIGHT
 from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
 from specialize.train.run import stop_signal, write_json
 from specialize.train.state import Saved, StateFolder, save_or_tell
+from specialize.train.totals import Totals
 
 _SHOWN = 10
 """Steps between two losses that are shown."""
@@ -132,9 +132,8 @@ class _Sitting:
         state = self.joint.begin(template, seeds, key)
         if self.saved is not None:
             return self.states.load(self.saved, state)
-        alone = self.cohort.place(broadcast(self.cohort.without_effect(), self.slots))
         at = self.at
-        at.base = self.dev.losses(lambda _: alone).tolist()
+        at.base = self.dev.losses(None).tolist()
         at.start = at.base if self.cohort.starts_as_base else self.dev.losses(partial(self._bank, state)).tolist()
         at.best, at.looked = at.start, 0
         for place, (base, start) in enumerate(zip(at.base, at.start, strict=True)):
@@ -155,7 +154,7 @@ class _Sitting:
         look = min((at.looked // stop.every + 1) * stop.every, stop.max_steps)
         cut = self.planned.plan.cut
         hyper = cohort.place(stack_hyper([self.jobs[0]] * self.slots))
-        metrics: deque[Any] = deque(maxlen=_IN_FLIGHT + 1)
+        metrics: deque[Any] = deque(maxlen=IN_FLIGHT + 1)
         first, steps = at.step, look - at.step  # no steps, where a run goes on just before a look
         corpus = self.planned.plan.corpus
         batches = drawn_batches(corpus, self._assigned, first, steps, cut, self.shapes, self.faults) if steps else ()
@@ -163,7 +162,7 @@ class _Sitting:
             rows = self.turns.at(at.step)
             if cohort.random:
                 hyper = hyper._replace(seed=cohort.place(self._seeds(rows)))
-            if len(metrics) > _IN_FLIGHT:
+            if len(metrics) > IN_FLIGHT:
                 jax.block_until_ready(metrics[0].loss)
             place = cohort.place
             state, measured = self.joint.step(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from specialize.train.loop import Totals, finite_or_none
+from specialize.train.loop import finite_or_none
+from specialize.train.totals import Totals
 
 
 @dataclass

@@ -20,7 +20,7 @@ from specialize.space import Generator, Shared
 from specialize.submodel import Submodel
 from specialize.submodel.bank import SPEAKER
 from specialize.train.jobs import Hyper, HyperParameters
-from specialize.train.step import _ADAM, Cohort, Metrics, Partial, _adam_init, learning_rate
+from specialize.train.step import ADAM, Cohort, Metrics, Partial, adam_init, learning_rate
 
 
 class Sums(NamedTuple):
@@ -128,7 +128,7 @@ class JointStep:
         counts = partial(jnp.zeros, shape, jnp.int32)
         sums = Sums(*(jnp.zeros(shape) for _ in Sums._fields))
         of_rows = optax.ScaleByAdamState(counts(), jnp.zeros_like(embeddings), jnp.zeros_like(embeddings))  # pyright: ignore[reportArgumentType]
-        moments = _adam_init(self._trained(shared))
+        moments = adam_init(self._trained(shared))
         step = jnp.zeros((), jnp.int32)
         best = _copy(Best(shared, embeddings))
         return self.place(SpaceState(shared, moments, embeddings, of_rows, counts(), sums, step, best))
@@ -215,7 +215,7 @@ class JointStep:
         """AdamW on the mean over the slots of all devices that count; where none does, nothing moves."""
         gradient, number = jax.lax.psum((gradient, taken.sum(dtype=jnp.float32)), SPEAKER)
         gradient = jax.tree.map(lambda g: g / jnp.maximum(number, 1.0), gradient)
-        direction, moments = _ADAM.update(gradient, state.moments)
+        direction, moments = ADAM.update(gradient, state.moments)
         rate, decay = pace * self._hyper.learning_rate, self._hyper.weight_decay
         trained = self._trained(state.shared)
         moved = jax.tree.map(
@@ -230,7 +230,7 @@ class JointStep:
         """AdamW on one embedding of a slot; `of_slot` is what the slot keeps, [Q, …] each."""
         table, moments, skipped, sums = of_slot
         e, before = table[row], jax.tree.map(lambda kept: kept[row], moments)
-        direction, after = _ADAM.update(gradient, before)
+        direction, after = ADAM.update(gradient, before)
         moved = e - pace * self._embedding_rate * (direction + self._prior * e)
         e, after = jax.tree.map(partial(jnp.where, taken), (moved, after), (e, before))
         moments = jax.tree.map(lambda kept, new: kept.at[row].set(new), moments, after)

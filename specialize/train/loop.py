@@ -5,22 +5,25 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from specialize.base import Base, Batch
-from specialize.corpus import Corpus, Cut, Faults, Shapes, cohort_batches, eval_batches
-from specialize.submodel import Submodel, broadcast, take
+from specialize.corpus import Corpus, Cut, Dispatch, Faults, Shapes, Utterance, cohort_batches, eval_batches
+from specialize.submodel import Submodel, broadcast
 from specialize.train.experiment import to_json
 from specialize.train.jobs import Job, stack_hyper
+from specialize.train.reader import Placed, Reader
+from specialize.train.resident import ResidentAudio
 from specialize.train.schedule import HALVED, Running, Schedule
 from specialize.train.step import Cohort, CohortState, Metrics
+from specialize.train.totals import Means, Totals
 
-_IN_FLIGHT = 2
-"""Steps that may be waiting for the devices: enough to keep them busy, few enough to stop soon."""
+IN_FLIGHT = 2
+"""Dispatches that may be waiting for the devices: enough to keep them busy, few enough to stop soon."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Finished:
     steps: int
     best_step: int
     base_dev_loss: float
-    """Mean dev loss per token of the base alone."""
+    """Mean dev loss per token of the base as it serves alone: a Whisper with its whole window."""
     dev_loss: float
     """Mean dev loss per token at the best look; not finite if no look ever was."""
     skipped: int
@@ -72,33 +75,6 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-@dataclass(frozen=True)
-class Totals:
-    """How well a run used its devices."""
-
-    real_samples: int = 0
-    """Of utterances, in all steps."""
-    computed_samples: int = 0
-    """With padding; slots without a job are computed too."""
-    busy_slot_steps: int = 0
-    """Steps of jobs."""
-    slot_steps: int = 0
-    """Steps that slots could have made: those that idle at the end, when the queue is empty, do not count."""
-
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-    @property
-    def padded_share(self) -> float:
-        """Share of the computed audio that was padding."""
-        return 1.0 - self.real_samples / max(self.computed_samples, 1)
-
-    @property
-    def busy_share(self) -> float:
-        """Share of the slots' time, until the queue was empty, that they had a job."""
-        return self.busy_slot_steps / max(self.slot_steps, 1)
-
-
 @runtime_checkable
 class Listener(Protocol):
     """What a trainer tells while it runs, and asks."""
@@ -116,48 +92,12 @@ class Listener(Protocol):
         ...
 
     def saves(self) -> bool:
-        """Whether `save` is to be called now, which takes time. Asked after every step."""
+        """Whether `save` is to be called now, which takes time. Asked after every dispatch."""
         ...
 
     def save(self, state: CohortState, progress: dict[str, Any]) -> None:
         """Keeps a state that `CohortTrainer.run` can go on from. May raise, which ends the run."""
         ...
-
-
-@dataclass
-class _Means:
-    """Means over the steps since a job's last look, of each slot."""
-
-    loss: list[float]
-    norm: list[float]
-    steps: list[int]
-
-    @classmethod
-    def of(cls, slots: int) -> "_Means":
-        return cls([0.0] * slots, [0.0] * slots, [0] * slots)
-
-    def add(self, metrics: Iterable[Metrics], jobs: Sequence[Job | None]) -> None:
-        for measured in jax.device_get(list(metrics)):
-            for slot, job in enumerate(jobs):
-                if job is not None:
-                    self.loss[slot] += float(measured.loss[slot])
-                    self.norm[slot] += float(measured.grad_norm[slot])
-                    self.steps[slot] += 1
-
-    def take(self, slot: int) -> tuple[float, float]:
-        """Mean loss and norm of a slot, which begins anew; NaN without a step."""
-        steps = self.steps[slot]
-        means = (self.loss[slot] / steps, self.norm[slot] / steps) if steps else (math.nan, math.nan)
-        self.loss[slot] = self.norm[slot] = 0.0
-        self.steps[slot] = 0
-        return means
-
-    def to_json(self) -> list[list[Any]]:
-        return [[str(x) for x in self.loss], [str(x) for x in self.norm], self.steps]
-
-    @classmethod
-    def from_json(cls, data: list[list[Any]]) -> "_Means":
-        return cls([float(x) for x in data[0]], [float(x) for x in data[1]], list(data[2]))
 
 
 @dataclass
@@ -171,12 +111,19 @@ class CohortTrainer:
     cut: Cut
     train_shapes: Shapes
     dev_shapes: Shapes
-    totals: Totals = Totals()
+    resident: Sequence[Utterance] = ()
+    """What every device keeps the audio of: all that the queue trains on, or nothing, and then batches bring it."""
+    totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self):
         self._faults = Faults()
         self._params: Any = self.cohort.place_replicated(self.base.params)
+        self._audio: ResidentAudio | None = None
+        if self.resident:
+            longest = self.train_shapes.sizes[-1].samples
+            self._audio = ResidentAudio(self.corpus, self.resident, longest, self.cohort, self._faults)
         self._starts: dict[int, list[tuple[float, float]]] = {}
+        self._ahead: Reader | None = None
 
     def run(self, listener: Listener, resume: tuple[CohortState, dict[str, Any]] | None = None) -> None:
         """Trains until the queue is empty.
@@ -188,16 +135,17 @@ class CohortTrainer:
         """
         cohort, schedule = self.cohort, self.schedule
         anchor = cohort.place_replicated(cohort.anchor())
-        means = _Means.of(cohort.slots)
+        means = Means.of(cohort.slots)
         if resume is None:
             state = cohort.empty_state()
         else:
             state, progress = resume
             schedule.restore(progress["schedule"])
-            means = _Means.from_json(progress["means"])
+            means = Means.from_json(progress["means"])
             self.totals = Totals(**progress["totals"])
         with ThreadPoolExecutor(1, thread_name_prefix="dev") as pool:
             dev: Future[list[Batch]] | None = None
+            dev_of: list[int | None] = []
             while True:
                 filled = schedule.fill()
                 if not schedule.busy:
@@ -208,39 +156,45 @@ class CohortTrainer:
                 if filled:
                     state = cohort.reset(state, hyper, cohort.place(np.isin(np.arange(cohort.slots), filled)))
                     self._begin(filled, listener)
-                if filled or dev is None:
-                    dev = pool.submit(self._dev_batches, jobs)
+                    if listener.saves():
+                        listener.save(state, self._progress(means))
+                places = [running.place if running else None for running in schedule.slots]
+                if dev is None or dev_of != places:
+                    # Of those in the slots and no others, as a run that goes on from here would make them.
+                    dev, dev_of = pool.submit(self._dev_batches, jobs), places
 
                 metrics: deque[Metrics] = deque()
-                steps = schedule.round_steps()  # none, where a run goes on just before a look
-                for parts in self._train_batches(steps) if steps else ():
-                    self._count(jobs, parts)
-                    if len(metrics) >= _IN_FLIGHT:
-                        jax.block_until_ready(metrics[-_IN_FLIGHT])
-                    state, measured = cohort.step(self._params, state, hyper, active, anchor, cohort.place(parts))
+                for dispatch, parts in self._round():
+                    self._count(jobs, dispatch)
+                    if len(metrics) >= IN_FLIGHT:
+                        jax.block_until_ready(metrics[-IN_FLIGHT])
+                    state, measured = cohort.step(self._params, state, hyper, active, anchor, parts)
                     metrics.append(measured)
-                    schedule.advance(1)
+                    schedule.advance(dispatch.steps)
                     if listener.saves():
                         means.add(metrics, jobs)
                         metrics.clear()
                         listener.save(state, self._progress(means))
+                self._read_ahead()
                 means.add(metrics, jobs)
                 state = self._look(state, dev.result(), means, listener)
                 self._finish(state, listener)
                 if listener.saves():
                     listener.save(state, self._progress(means))
 
-    def _count(self, jobs: Sequence[Job | None], parts: Sequence[Batch]) -> None:
+    def _count(self, jobs: Sequence[Job | None], dispatch: Dispatch) -> None:
         busy = sum(job is not None for job in jobs)
         waiting = self.schedule.position < len(self.schedule.jobs)
         self.totals += Totals(
-            real_samples=sum(int(np.sum(part.samples)) for part in parts),
-            computed_samples=sum(int(np.prod(part.audio.shape)) for part in parts),
-            busy_slot_steps=busy,
-            slot_steps=self.cohort.slots if waiting else busy,
+            real_samples=sum(int(np.sum(part.samples)) for part in dispatch.parts),
+            computed_samples=sum(
+                np.size(part.samples) * size.samples for part, size in zip(dispatch.parts, dispatch.sizes, strict=True)
+            ),
+            busy_slot_steps=dispatch.steps * busy,
+            slot_steps=dispatch.steps * (self.cohort.slots if waiting else busy),
         )
 
-    def _progress(self, means: _Means) -> dict[str, Any]:
+    def _progress(self, means: Means) -> dict[str, Any]:
         totals = dataclasses.asdict(self.totals)
         return {"schedule": self.schedule.to_json(), "means": means.to_json(), "totals": totals}
 
@@ -269,7 +223,7 @@ class CohortTrainer:
         if block not in self._starts:
             jobs: list[Job | None] = list(self.schedule.jobs[block * slots : (block + 1) * slots])
             batches = self._dev_batches(jobs + [None] * (slots - len(jobs)))
-            base = self._losses(batches, self.cohort.without_effect())
+            base = mean_per_token(self.cohort.evaluate_alone(self._params, batch) for batch in batches)
             start = base if self.cohort.starts_as_base else self._losses(batches, self.cohort.anchor())
             needed = {running.place // slots for running in self.schedule.slots if running is not None}
             self._starts = {k: v for k, v in self._starts.items() if k in needed}
@@ -278,12 +232,12 @@ class CohortTrainer:
 
     def _losses(self, batches: Iterable[Batch], submodel: Submodel) -> np.ndarray:
         bank = self.cohort.place(broadcast(submodel, self.cohort.slots))
-        return _mean(self.cohort.evaluate(self._params, bank, batch) for batch in batches)
+        return mean_per_token(self.cohort.evaluate(self._params, bank, batch) for batch in batches)
 
-    def _look(self, state: CohortState, dev: list[Batch], means: _Means, listener: Listener) -> CohortState:
+    def _look(self, state: CohortState, dev: list[Batch], means: Means, listener: Listener) -> CohortState:
         cohort, schedule = self.cohort, self.schedule
         due = schedule.due()
-        losses = _mean(cohort.evaluate(self._params, state.submodel, batch) for batch in dev)
+        losses = mean_per_token(cohort.evaluate(self._params, state.submodel, batch) for batch in dev)
         improved = schedule.look(losses.tolist(), due)
         state = cohort.keep_best(state, cohort.place(np.isin(np.arange(cohort.slots), improved)))
         skipped = np.asarray(jax.device_get(state.skipped))
@@ -301,14 +255,14 @@ class CohortTrainer:
         ended = self.schedule.finish()
         if not ended:
             return
-        best, skipped = jax.device_get((state.best, state.skipped))
+        skipped = jax.device_get(state.skipped)
         for slot, running in ended:
             reason = running.ended
             if reason is None and not math.isfinite(running.best_loss):
                 reason = "its dev loss was never finite" + self._broken(running.job)
             finished = Finished(
                 job=running.job,
-                submodel=take(best, slot),
+                submodel=jax.device_get(self.cohort.take(state.best, np.int32(slot))),
                 steps=running.step,
                 best_step=running.best_step,
                 base_dev_loss=running.base_loss,
@@ -327,9 +281,35 @@ class CohortTrainer:
         reason = self._faults.of((*job.train, *job.speaker.dev))
         return "" if reason is None else f"; {reason}"
 
-    def _train_batches(self, steps: int) -> Iterable[tuple[Batch, ...]]:
+    def _round(self) -> Iterable[Placed]:
+        """The dispatches until the next look; none, where a run goes on just before one."""
+        steps = self.schedule.round_steps()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.key == (self.schedule.standing(), steps):
+            return ahead
+        if ahead is not None:
+            ahead.close()
+        return self._reader(steps) if steps else ()
+
+    def _read_ahead(self) -> None:
+        """Begins to read the round after the look that comes now, as it will be if no job ends there."""
+        steps = self.schedule.round_steps(looked=True)
+        self._ahead = self._reader(steps) if steps > 0 else None
+
+    def _reader(self, steps: int) -> Reader:
         assignments = [None if running is None else running.job.at(running.step) for running in self.schedule.slots]
-        return cohort_batches(self.corpus, assignments, steps, self.cut, self.train_shapes, self._faults)
+        positions = None if self._audio is None else self._audio.position
+        settings = (steps, self.cut, self.train_shapes, self._faults, positions)
+        return Reader(
+            (self.schedule.standing(), steps),
+            lambda: cohort_batches(self.corpus, assignments, *settings),
+            self._place,
+        )
+
+    def _place(self, dispatch: Dispatch) -> tuple[Batch, ...]:
+        """The parts of a dispatch, on the devices."""
+        parts = self.cohort.place(dispatch.parts)
+        return parts if self._audio is None else self._audio.fetch(parts, dispatch.sizes)
 
     def _dev_batches(self, jobs: Sequence[Job | None]) -> list[Batch]:
         utterances = [() if job is None else job.speaker.dev for job in jobs]
@@ -337,8 +317,12 @@ class CohortTrainer:
         return [self.cohort.place(batch) for batch in batches]
 
 
-def _mean(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
-    """Mean loss per token of every slot, float [S], from (total, count) of several batches; NaN where there is none."""
+def mean_per_token(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
+    """Mean loss per token of every slot, float [S]; NaN where there is none.
+
+    Args:
+        parts: (loss total [S], token count [S]) of several batches.
+    """
     totals, counts = zip(*jax.device_get(list(parts)), strict=True)
     total, count = np.sum(totals, axis=0, dtype=np.float64), np.sum(counts, axis=0, dtype=np.float64)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

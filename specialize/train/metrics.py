@@ -1,12 +1,13 @@
 """Measurements of a run as they come: one JSON object a line, and TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from specialize.errors import ConfigError, SpecializeError
+from specialize.errors import ConfigError, SpecializeError, StoreError
 
 NOT_FINITE = "not_finite"
 """Key of a line that names its values that are not finite, as {key: 'nan' | 'inf' | '-inf'}."""
@@ -17,7 +18,8 @@ _BLOCK = 1 << 16
 class JsonLines:
     """Appends records to a file, one JSON object a line, each handed to the system before `write` returns.
 
-    A last line without its end, which a killed process leaves, is cut off when the file is opened.
+    A last line without its end, which a killed process leaves, is cut off when the file is opened. What cannot be
+    written, on a full disk, waits in memory for the next call, so that nothing is lost while the process lives.
 
     Args:
         path: the file; made if it is not there.
@@ -28,23 +30,26 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, size: int | None = None):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         if size is None:
-            _cut_torn_line(path)
+            _cut_torn_line(self._path)
         else:
-            there = path.stat().st_size if path.exists() else 0
+            there = self._path.stat().st_size if self._path.exists() else 0
             if there < size:
                 raise SpecializeError(
                     f"'{path}' has {there} bytes, but had {size} when the run was saved. Put it back, or begin anew "
                     "with --overwrite."
                 )
-            if path.exists():
-                os.truncate(path, size)
-        self._file = path.open("a", encoding="utf-8", errors="surrogatepass")
+            if self._path.exists():
+                os.truncate(self._path, size)
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting = b""
+        self.failure: OSError | None = None
+        """Why records wait to be written; None while none does."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record.
+        """Appends a record, or keeps it until there is space again (see `failure`).
 
         Args:
             record: JSON data.
@@ -52,24 +57,60 @@ class JsonLines:
         Raises:
             ValueError: it is not JSON data.
         """
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        self._waiting += line.encode("utf-8", "surrogatepass")
+        self._flush()
 
     def size(self) -> int:
-        """Bytes that are on disk for good."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Bytes that are on disk for good, which all records are.
+
+        Raises:
+            StoreError: they are not.
+        """
+        self._flush()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.failure = error
+        if self.failure is not None:
+            raise StoreError(f"'{self._path}' cannot be written: {self.failure}")
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Closes the file; a second call does nothing."""
+        """Writes what waits and closes the file; a second call does nothing.
+
+        Raises:
+            StoreError: there are records that could not be written.
+        """
+        if self._file.closed:
+            return
+        self._flush()
         self._file.close()
+        if self._waiting:
+            raise StoreError(f"The last lines of '{self._path}' could not be written: {self.failure}")
 
     def __enter__(self) -> "JsonLines":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _flush(self) -> None:
+        """Writes what waits, whole or not at all."""
+        if not self._waiting:
+            self.failure = None
+            return
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(self._waiting)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, before)
+            self.failure = error
+        else:
+            self._waiting, self.failure = b"", None
 
 
 class MetricsLog(JsonLines):

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from specialize.printable import printable
+
 DETAILED_SLOTS = 12
 """Up to so many slots have a line each; more are shown as small cells."""
 CELLS = 128
@@ -69,7 +71,7 @@ class Progress:
         """Begins to show a run of so many jobs in so many slots; `ended` did so before. Its time counts from here."""
         self.close()
         with self._lock:
-            self._jobs, self._before, self._title = jobs, ended, _printable(title)
+            self._jobs, self._before, self._title = jobs, ended, printable(title)
             self._finished = self._failed = self._finished_steps = 0
             self._slots = [_Slot() for _ in range(slots)]
             self._began = self._last_line = self._clock()
@@ -91,7 +93,7 @@ class Progress:
         best: float | None,
     ) -> None:
         """Notes how far a slot is: its speaker (None where it is free), steps, losses, and the best dev loss so far."""
-        name = None if speaker is None else _printable(speaker)
+        name = None if speaker is None else printable(speaker)
         with self._lock:
             slot = self._slots[index]
             same = name is not None and name == slot.speaker and step >= slot.step
@@ -111,13 +113,13 @@ class Progress:
         with self._lock:
             self._finished += 1
             self._failed += failed
-            name = _printable(speaker)
+            name = printable(speaker)
             self._finished_steps += next((slot.step for slot in self._slots if slot.speaker == name), 0)
         self.note(f"{'failed' if failed else 'done'} {self._before + self._finished}/{self._jobs} {speaker}: {summary}")
 
     def note(self, text: str) -> None:
         """Prints a line, above the table where there is one."""
-        self._print(_printable(text))
+        self._print(printable(text))
 
     def close(self) -> None:
         """Stops showing, and prints what was done; a second call does nothing."""
@@ -169,9 +171,14 @@ class Progress:
             if self._failed:
                 counts += f", {self._failed} failed"
             parts = [counts, f"{sum(slot.total for slot in self._slots)} slot steps"]
-            losses = [s.train_loss for s in self._slots if s.speaker is not None and s.train_loss is not None]
-            if losses:
-                parts.append(f"train loss {sum(losses) / len(losses):.3f}")
+            running = [slot for slot in self._slots if slot.speaker is not None]
+            for name, losses in (
+                ("train loss", [slot.train_loss for slot in running]),
+                ("dev loss", [slot.dev_loss for slot in running]),
+            ):
+                known = [loss for loss in losses if loss is not None]
+                if known:
+                    parts.append(f"{name} {sum(known) / len(known):.3f}")
             rate, left = self.submodels_per_hour(), self.seconds_left()
             if rate is not None:
                 parts.append(f"{rate:.0f} Submodels an hour")
@@ -228,11 +235,6 @@ class Progress:
     def _print(self, text: str) -> None:
         self._last_line = self._clock()
         self.console.print(Text(text), soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Speakers come from manifests: control characters must not reach the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _short(text: str, width: int) -> str:

@@ -1,5 +1,6 @@
 """What a run keeps of its jobs: metrics, the Submodels that are chosen, and states to go on from."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,15 +11,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from specialize.base import Base
-from specialize.errors import SpecializeError, StoreError
+from specialize.errors import Preempted, SpecializeError, StoreError
 from specialize.submodel import Kind, StoredSubmodel, SubmodelStore
-from specialize.train.loop import Finished, Totals
+from specialize.train.loop import Finished
 from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, WandbLog
 from specialize.train.progress import Progress
 from specialize.train.run import Run, RunFolder
 from specialize.train.schedule import Running
 from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.step import CohortState
+from specialize.train.totals import Totals
 
 JOBS = "jobs.jsonl"
 CANDIDATES = "candidates"
@@ -81,6 +83,7 @@ class Recorder:
             self._curves.append(WandbLog(experiment.wandb, experiment.name, run.config, run.folder))
         for folder in (run.folder / CANDIDATES).glob("*"):
             SubmodelStore(folder).clear_unfinished()
+        self._unwritten: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._saves: dict[tuple[str, int], tuple[StoredSubmodel, Future[None]]] = {}
         self._began = self._last_save = time.monotonic()
@@ -97,6 +100,7 @@ class Recorder:
         values = {"train_loss": train_loss, "dev_loss": dev_loss, "grad_norm": grad_norm}
         where = {"seconds": round(self.seconds, 2), "slot": slot, "speaker": speaker, "point": point, "step": step}
         self._metrics.write(where | values)
+        self._tell_unwritten(self._metrics)
         name = job_name(speaker, point, bool(self.run.experiment.grid))
         for curves in self._curves:
             for key, value in values.items():
@@ -112,6 +116,7 @@ class Recorder:
         self._jobs.write(
             {"speaker": speaker, "point": point, "quarantined": quarantined, "spec": str(self.spec)} | finished.facts()
         )
+        self._tell_unwritten(self._jobs)
         name = job_name(speaker, point, bool(self.run.experiment.grid))
         if quarantined:
             self.progress.done(name, f"quarantined: {quarantined}", failed=True)
@@ -155,6 +160,15 @@ class Recorder:
             self.states.save(state, {"run": beside, "trainer": progress})
 
         save_or_tell(self.states, begin, stopped=self._stopped, tell=self.progress.note, run=self.run.folder)
+
+    def check_stop(self) -> None:
+        """Where there is nothing new to save.
+
+        Raises:
+            Preempted: the run was asked to stop.
+        """
+        if self._stopped():
+            raise Preempted(f"The run '{self.run.folder}' was asked to stop. The same command goes on with it.")
 
     def settle(self) -> None:
         """Waits for the store, trying once more what it could not write before."""
@@ -205,12 +219,23 @@ class Recorder:
         shutil.rmtree(self.states.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Closes files."""
+        """Closes files.
+
+        Raises:
+            StoreError: the last lines of one could not be written.
+        """
         self._pool.shutdown(wait=True)
-        self._metrics.close()
-        self._jobs.close()
-        for curves in self._curves:
-            curves.close()
+        with contextlib.ExitStack() as closing:
+            for file in (self._metrics, self._jobs, *self._curves):
+                closing.callback(file.close)
+
+    def _tell_unwritten(self, log: JsonLines) -> None:
+        """Says once that a log cannot be written, until it can be again."""
+        if log.failure is None:
+            self._unwritten.discard(id(log))
+        elif id(log) not in self._unwritten:
+            self._unwritten.add(id(log))
+            self.progress.note(f"not logged: {log.failure}. The lines wait until there is space.")
 
     def _note(self, speaker: str, point: int, dev_loss: float | None, quarantined: str | None) -> bool:
         self.ended += 1

@@ -19,7 +19,9 @@ from specialize.submodel import StoredSubmodel, SubmodelStore
 from specialize.train.experiment import Experiment, from_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_HARMLESS = ("tensorboard", "wandb", "save_seconds", "corpus.cache", "runs")
+_LEFT = ("config.json.tmp", "lock")
+"""What a run leaves that was killed before its first file was whole."""
+_HARMLESS = ("tensorboard", "wandb", "save_seconds", "cohort.resident", "corpus.cache", "runs")
 """Fields that change nothing of what comes of a run, so that it may go on with others."""
 
 
@@ -32,9 +34,7 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
-            raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `{self._COMMAND}`.")
-        self.config = json.loads((self.folder / "config.json").read_text())
+        self.config = read_config(self.folder, self._COMMAND)
         if self.config.get("kind", Experiment.__name__) != self.of():
             raise ConfigError(f"'{folder}' is a {self.config['kind']}, and no run of `{self._COMMAND}`.")
         self.experiment: Any = from_json(self._OF, self.config["experiment"])
@@ -45,42 +45,50 @@ class RunFolder:
         return cls._OF.__name__
 
     @classmethod
-    def begin(cls, experiment: Any, *, base: str, corpus: str, overwrite: bool = False) -> Any:
+    def begin(cls, experiment: Any, *, overwrite: bool = False, **identity: str | None) -> Any:
         """Opens the run of this name to go on with it, or makes its folder.
 
         Args:
             experiment: what is to run.
-            base: fingerprint of its base.
-            corpus: fingerprint of its data.
             overwrite: delete a run that is there.
+            identity: fingerprints of what the experiment names by a path: `base`, `corpus`, `start`.
 
         Raises:
-            ConfigError: the run there has ended, or was of another experiment, base or corpus; or something else is
+            ConfigError: the run there has ended, or was of another experiment or of other files; or something else is
                 there.
         """
         folder = experiment.folder
         config = {
             "kind": cls.of(),
             "experiment": to_json(experiment),
-            "base": base,
-            "corpus": corpus,
+            **identity,
             "versions": {"specialize": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
             "command": sys.argv,
         }
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name not in _LEFT for path in folder.iterdir()):
             if not (folder / "config.json").is_file():
                 if overwrite:
                     raise ConfigError(f"'{folder}' is there and is not a run; not overwritten.")
                 raise ConfigError(f"'{folder}' is there and is not a run. Give the run another --name.")
             if overwrite:
                 with _alone(folder):
-                    shutil.rmtree(folder)
+                    _empty(folder)
             else:
-                cls(folder)._check_same(config)
+                old = cls(folder)
+                old._check_same(config, tuple(identity))
+                # What it began with stays on record; a sitting with other versions is told (`changed_versions`).
+                config |= {"versions": old.config["versions"], "went_on_with": config["versions"]}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
         return cls(folder)
+
+    @property
+    def changed_versions(self) -> list[str]:
+        """Packages that are not those that the run began with: its bits may be others from here on."""
+        now = self.config.get("went_on_with", {})
+        changed = _differences({name: self.config["versions"].get(name) for name in now}, now)
+        return [f"{name} {old} -> {new}" for name, old, new in changed]
 
     def held(self) -> AbstractContextManager[None]:
         """Holds the run for this process, as long as the context lasts or the process lives.
@@ -90,11 +98,11 @@ class RunFolder:
         """
         return _alone(self.folder)
 
-    def _check_same(self, config: dict[str, Any]) -> None:
+    def _check_same(self, config: dict[str, Any], identity: tuple[str, ...]) -> None:
         remedy = "Give the new run another --name, or replace this one with --overwrite."
         if (self.folder / "summary.json").is_file():
             raise ConfigError(f"The run '{self.folder}' is there already, and has ended. {remedy}")
-        now = {key: config.get(key) for key in ("experiment", "base", "corpus")}
+        now = {key: config.get(key) for key in ("experiment", *identity)}
         changed = [
             f"{name.removeprefix('experiment.')}: {old!r} -> {new!r}"
             for name, old, new in _differences({key: self.config.get(key) for key in now}, now)
@@ -118,13 +126,35 @@ class RunFolder:
         return json.loads(path.read_text()) if path.is_file() else None
 
 
+def read_config(folder: Path, command: str) -> dict[str, Any]:
+    """The `config.json` of a run of any kind.
+
+    Args:
+        folder: of the run.
+        command: that makes such runs.
+
+    Raises:
+        ConfigError: there is none, or it is damaged or of something else.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"'{folder}' is not a run: it has no config.json. Make one with `{command}`.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ConfigError(f"'{path}' is damaged: {error}.") from error
+    if not isinstance(config, dict) or not {"experiment", "versions"} <= config.keys():
+        raise ConfigError(f"'{folder}' is not a run: its config.json is of something else.")
+    return config
+
+
 class SpeakersRun(RunFolder):
     """The folder of a run that makes a Submodel for each of many speakers.
 
     `config.json` (the experiment, its versions), `submodels/<speaker>/`, `jobs.jsonl` (what came of each job),
     `metrics.jsonl`, `problems.json` (what was left out of the corpus, and why), `state/` (to go on from, while it has
     not ended) and, when it has, `summary.json`. `specialize evaluate` adds `results.json`, `transcripts.jsonl` and
-    `report.html`.
+    `report.html`, and others whose names say how they were scored.
     """
 
     _COMMAND = "specialize train"
@@ -166,6 +196,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _empty(folder: Path) -> None:
+    """Deletes what is in a run's folder, and last what makes it one: a kill leaves a run that can be overwritten."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("config.json", "lock"):
+            path.unlink()
+    (folder / "config.json").unlink()
+
+
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(name, old, new) of every leaf of two JSON trees that is not the same."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -184,7 +224,7 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a question that the run asks itself after every step."""
+    """Turns SIGTERM into a question that the run asks itself after every dispatch of steps."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

@@ -1,6 +1,6 @@
 """Runs of every kind, opened by what their folder says they are."""
 
-import json
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +9,16 @@ from specialize.errors import ConfigError
 from specialize.space import Linear, Space, fit_linear, load_space
 from specialize.train.joint import SpaceRun
 from specialize.train.pretrain import PretrainRun
-from specialize.train.run import Run, RunFolder, SpeakersRun
+from specialize.train.run import Run, RunFolder, SpeakersRun, read_config
 
 _RUNS: tuple[type[RunFolder], ...] = (Run, PretrainRun, SpaceRun)
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run: a Hugging Face checkpoint has a `config.json` too."""
-    config = Path(folder) / "config.json"
-    return config.is_file() and "experiment" in json.loads(config.read_text())
+    with contextlib.suppress(ConfigError):
+        return bool(read_config(Path(folder), "specialize train"))
+    return False
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -26,9 +27,7 @@ def open_run(folder: Path) -> RunFolder:
     Raises:
         ConfigError: the folder is no run, or one of a later version.
     """
-    if not is_run(folder):
-        raise ConfigError(f"'{folder}' is not a run: it has no config.json of one. Make one with `specialize train`.")
-    kind = json.loads((Path(folder) / "config.json").read_text()).get("kind", Run.of())
+    kind = read_config(Path(folder), "specialize train").get("kind", Run.of())
     for cls in _RUNS:
         if cls.of() == kind:
             return cls(Path(folder))

@@ -104,9 +104,20 @@ class Schedule:
         """Whether any slot has a job."""
         return any(running is not None for running in self.slots)
 
-    def round_steps(self) -> int:
-        """How many steps all slots go before a job is looked at: none goes past its own next look."""
-        return min(self._next_look(running) - running.step for running in self.slots if running is not None)
+    def round_steps(self, *, looked: bool = False) -> int:
+        """How many steps all slots go before a job is looked at: none goes past its own next look.
+
+        Args:
+            looked: as it will be after the looks that are due now, if no job ends; 0 where one has made its last step.
+        """
+        running = [running for running in self.slots if running is not None]
+        if looked and any(one.step >= one.job.max_steps for one in running):
+            return 0
+        return min(self._next_look(one, past=one.step if looked else 0) - one.step for one in running)
+
+    def standing(self) -> tuple[tuple[int, int] | None, ...]:
+        """(place in the queue, step) of the job in each slot."""
+        return tuple(None if running is None else (running.place, running.step) for running in self.slots)
 
     def advance(self, steps: int) -> None:
         """Notes that every job went so many steps."""
@@ -205,10 +216,10 @@ class Schedule:
             for speaker, rungs in data["rungs"].items()
         }
 
-    def _next_look(self, running: Running) -> int:
-        """The step of the look that comes next, which is now where it is still to be taken."""
+    def _next_look(self, running: Running, past: int = 0) -> int:
+        """The step of the look that comes next, which is now where it is not taken yet; always after `past`."""
         every = self.stopping.every
-        looked = running.looks[-1][0] if running.looks else 0
+        looked = max(past, running.looks[-1][0] if running.looks else 0)
         return min((looked // every + 1) * every, running.job.max_steps)
 
     def _enough(self, running: Running) -> bool:

@@ -113,10 +113,10 @@ class StateFolder:
             raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
 
     def close(self) -> None:
-        """Waits, and gives up what is held. Raises StoreError as `wait`."""
-        try:
+        """Waits for the save that is under way, whatever comes of it, and gives up what is held."""
+        with contextlib.suppress(StoreError):  # who needs this save has waited for it
             self.wait()
-        finally:
+        with contextlib.suppress(Exception):  # Orbax tells the same failure again
             self._checkpointer.close()
 
     def _open(self) -> Any:

@@ -1,6 +1,7 @@
-"""The cohort step: S independent jobs advance together, in two compiled programs.
+"""The cohort step: S independent jobs advance together, in two compiled programs, or several steps in one.
 
-`gradient` is the forward and backward pass of a part of a batch; `apply` sums the parts, clips, and updates.
+`gradient` is the forward and backward pass of a part of a batch; `apply` sums the parts, clips, and updates. `steps` is
+a loop over both, for batches that are one part.
 
 `jit` outside, `shard_map` over the mesh's speaker axis inside it, `vmap` over the local slots inside that. The base is
 replicated and everything with a slot axis is sharded, so independent jobs need no collective. `vmap` under `jit` alone
@@ -51,7 +52,7 @@ class Partial(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step says of each slot, [S]."""
+    """What a step says of each slot, [S]; or K steps of one dispatch, [S, K]."""
 
     loss: Any
     """Mean training loss per target token; NaN for an idle slot."""
@@ -61,7 +62,9 @@ class Metrics(NamedTuple):
     """bool, whether the step was taken."""
 
 
-_ADAM = optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-8)
+_ALONE_TOGETHER = 4
+"""Slots whose utterances the base alone hears together: it may see a window many times as long as they are."""
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-8)
 
 
 def learning_rate(hyper: Hyper, step: Any) -> Any:
@@ -87,6 +90,8 @@ class Cohort:
         chunk: how many slots of a device are computed together; the chunks follow one another. 0 is all. Small chunks
             keep the activations in a CPU's cache.
 
+        alone: of the base where it serves without a Submodel (`Base.alone`); None is `architecture`.
+
     Raises:
         ConfigError: S does not fit the mesh.
     """
@@ -102,18 +107,27 @@ class Cohort:
         start: Submodel | None = None,
         random: bool = True,
         chunk: int = 0,
+        alone: Architecture | None = None,
     ):
         check_slots(slots, mesh)
         self.architecture, self.spec, self.sites, self.mesh, self.slots = architecture, spec, sites, mesh, slots
         self._start = None if start is None else jax.tree.map(jnp.asarray, start)
-        self.random, self._chunk = random, chunk
+        self.alone = architecture if alone is None else alone
+        self.random, self.chunk = random, chunk
         self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
         self.gradient = self._compile(self._slot_gradient, shared=(0, 4))
         """(params, bank, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
         self.apply = self._compile(self._slot_apply, shared=(3,), donate=(0,))
         """(state, hyper, active [S], anchor, partials) → (state, Metrics). The state is donated."""
+        self.steps = self._compile(self._slot_steps, shared=(0, 4), donate=(1,))
+        """(params, state, hyper, active [S], anchor, batches [S, K, B, …]) → (state, Metrics [S, K]), after K steps of
+        one part each. The state is donated."""
         self.evaluate = self._compile(self._slot_evaluate, shared=(0,))
         """(params, bank, batch) → (loss total [S], token count [S])."""
+        self.evaluate_alone = self._compile(self._slot_evaluate_alone, shared=(0,), chunk=_ALONE_TOGETHER)
+        """(params, batch) → (loss total [S], token count [S]) of the base as it serves alone."""
+        self.take = jax.jit(lambda bank, slot: jax.tree.map(lambda leaf: leaf[slot], bank))
+        """(bank, slot) → one Submodel, without a copy of the others to the host."""
         self.reset = self._compile(self._slot_reset, donate=(0,))
         """(state, hyper, mask bool [S]) → state; slots where the mask is set start anew."""
         self.keep_best = self._compile(self._slot_keep_best, donate=(0,))
@@ -122,7 +136,7 @@ class Cohort:
     def step(
         self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, parts: Sequence[Batch]
     ) -> tuple[CohortState, Metrics]:
-        """One step of all jobs.
+        """One step of all jobs, or several in one dispatch.
 
         Args:
             params: of the base, replicated.
@@ -131,8 +145,11 @@ class Cohort:
             active: bool [S]; the other slots stay as they are.
             anchor: what weight decay pulls towards; replicated.
             parts: the batch, [S, rows, …] each. Their gradients add up before anything is clipped or applied, so that
-                only the number of rows matters and not how they are cut.
+                only the number of rows matters and not how they are cut. Or one [S, K, B, …]: the batches of K steps.
         """
+        if np.ndim(parts[0].samples) > 2:
+            (batches,) = parts
+            return self.steps(params, state, hyper, active, anchor, batches)
         partials = tuple(
             self.gradient(params, state.submodel, hyper, state.step, np.uint32(index), part)
             for index, part in enumerate(parts)
@@ -149,8 +166,8 @@ class Cohort:
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether a job that has not made a step is exactly the base."""
-        return self._start is None
+        """Whether a job that has not made a step is exactly the base as it serves alone."""
+        return self._start is None and self.alone == self.architecture
 
     def empty_state(self) -> CohortState:
         """A state with nothing in it; `reset` its slots before use."""
@@ -166,8 +183,17 @@ class Cohort:
         """Puts a copy of a tree on every device."""
         return jax.device_put(tree, self.replicated)
 
-    def _compile(self, of_slot: Callable, *, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Any:
+    def _compile(
+        self,
+        of_slot: Callable,
+        *,
+        shared: tuple[int, ...] = (),
+        donate: tuple[int, ...] = (),
+        chunk: int | None = None,
+    ) -> Any:
         """jit(shard_map(vmap(of_slot))); arguments at the positions `shared` are replicated and have no slot axis."""
+
+        chunk = self.chunk if chunk is None else chunk
 
         def local(*arguments):
             common = {i: arguments[i] for i in shared}
@@ -178,8 +204,8 @@ class Cohort:
                 return of_slot(*(common[i] if i in shared else next(rest) for i in range(len(arguments))))
 
             slots = jax.tree.leaves(stacked)[0].shape[0]
-            if self._chunk and self._chunk < slots:
-                return jax.lax.map(one, stacked, batch_size=self._chunk)
+            if chunk and chunk < slots:
+                return jax.lax.map(one, stacked, batch_size=chunk)
             return jax.vmap(one)(stacked)
 
         def specs(count):
@@ -202,7 +228,7 @@ class Cohort:
         if submodel is None:
             submodel = init_submodel(self.spec, self.sites, jax.random.key(seed))
         zero = jnp.zeros((), jnp.int32)
-        return CohortState(submodel, _adam_init(submodel), zero, zero, submodel)
+        return CohortState(submodel, adam_init(submodel), zero, zero, submodel)
 
     def _slot_reset(self, state: CohortState, hyper: Hyper, mask: Any) -> CohortState:
         return jax.tree.map(partial(jnp.where, mask), self._fresh(hyper.seed), state)
@@ -213,6 +239,10 @@ class Cohort:
     def _slot_evaluate(self, params: Any, bank: Submodel, batch: Batch) -> tuple[Any, Any]:
         with inserted(self.spec, bank, params) as changed:
             losses = self.architecture.losses(changed, batch)
+        return losses.total.sum(), losses.count.sum()
+
+    def _slot_evaluate_alone(self, params: Any, batch: Batch) -> tuple[Any, Any]:
+        losses = self.alone.losses(params, batch)
         return losses.total.sum(), losses.count.sum()
 
     def _slot_gradient(
@@ -244,7 +274,7 @@ class Cohort:
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         scale = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-12))
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-        direction, moments = _ADAM.update(gradient, state.moments)
+        direction, moments = ADAM.update(gradient, state.moments)
         rate = learning_rate(hyper, state.step)
         moved = jax.tree.map(
             lambda p, d, a: p - rate * (d + hyper.weight_decay * (p - a)), state.submodel, direction, anchor
@@ -254,8 +284,18 @@ class Cohort:
         state = jax.tree.map(partial(jnp.where, active & finite), taken, left)
         return state, Metrics(jnp.where(active, loss, jnp.nan), norm, finite)
 
+    def _slot_steps(
+        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, batches: Batch
+    ) -> tuple[CohortState, Metrics]:
+        # The loop is inside the chunks of `_compile`, so that a chunk makes all its steps while it is in the cache.
+        def one(state: CohortState, batch: Batch) -> tuple[CohortState, Metrics]:
+            partial = self._slot_gradient(params, state.submodel, hyper, state.step, np.uint32(0), batch)
+            return self._slot_apply(state, hyper, active, anchor, (partial,))
 
-def _adam_init(submodel: Submodel) -> optax.ScaleByAdamState:
-    state = _ADAM.init(submodel)
+        return jax.lax.scan(one, state, batches)
+
+
+def adam_init(submodel: Submodel) -> optax.ScaleByAdamState:
+    state = ADAM.init(submodel)
     assert isinstance(state, optax.ScaleByAdamState)
     return state

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
-from specialize.base import Base, import_base, load_base, save_base
+from specialize.base import Base, Tokenizer, import_base, load_base, save_base
 from specialize.base.import_whisper import _tensor
 from specialize.errors import BaseModelError
-from tests.bases import END, QUIET, START, byte_tokenizer, tiny_whisper, whisper_of
+from tests.bases import END, QUIET, START, byte_tokenizer, tiny_conformer_ctc, tiny_whisper, whisper_of
 
 
 def tensors(base: Base) -> dict[str, np.ndarray]:
@@ -54,6 +56,17 @@ def checkpoint(folder: Path, values: dict[str, np.ndarray], shards: int = 1, **c
         weight_map = {name: files[i % shards] for i, name in enumerate(names)}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
+
+
+def whisper_in(tokens: list[str]) -> Base:
+    """The tiny base with these markup tokens in its prompt."""
+    base = tiny_whisper()
+    tokenizer = tokenizers.Tokenizer.from_str(base.tokenizer.definition)
+    tokenizer.add_special_tokens(tokens)
+    start, quiet = whisper_of(base).prompt
+    prompt = (start, *(tokenizer.token_to_id(token) for token in tokens), quiet)
+    architecture = dataclasses.replace(whisper_of(base), prompt=prompt)
+    return Base.make(architecture, base.params, Tokenizer(tokenizer.to_str(), base.tokenizer.end))
 
 
 def test_import_and_load_give_the_base_back(tmp_path):
@@ -123,6 +136,10 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BaseModelError, match="no tokenizer"):
         import_base(folder, tmp_path / "base")
+    for data in ("[1, 2]", "\xff", "{"):
+        (folder / "config.json").write_text(data, encoding="latin-1")
+        with pytest.raises(BaseModelError, match="JSON"):
+            import_base(folder, tmp_path / "base")
     with pytest.raises(BaseModelError, match="English-only"):
         import_base(checkpoint(tmp_path / "german", values), tmp_path / "base", language="de")
     assert not (tmp_path / "base").exists()
@@ -144,6 +161,33 @@ def test_a_multilingual_checkpoint_is_prompted_for_its_language(tmp_path):
         import_base(folder, tmp_path / "en")
 
 
+@pytest.mark.parametrize(
+    "forced",
+    [
+        {"forced_decoder_ids": [[1, 11], [2, 14], [3, 263]]},
+        {"forced_decoder_ids": [[1, None], [2, 14]], "language": "<|de|>"},
+        {"language": "de", "task": "translate"},
+    ],
+)
+def test_a_multilingual_checkpoint_is_prompted_as_its_own_settings_force(tmp_path, forced):
+    table = {"lang_to_id": {"<|en|>": 10, "<|de|>": 11}, "task_to_id": {"transcribe": 13, "translate": 14}}
+    folder = checkpoint(tmp_path / "hf", tensors(tiny_whisper()), is_multilingual=True, **table, **forced)
+    start, quiet = whisper_of(tiny_whisper()).prompt
+    assert whisper_of(import_base(folder, tmp_path / "own")).prompt == (start, 11, 14, quiet)
+    asked = import_base(folder, tmp_path / "asked", language="en", task="transcribe")
+    assert whisper_of(asked).prompt == (start, 10, 13, quiet)
+
+
+def test_settings_that_are_null_or_lacking_do_not_hide_what_is_known(tmp_path):
+    base = tiny_whisper()
+    folder = checkpoint(tmp_path / "hf", tensors(base))
+    settings = {"eos_token_id": None, "decoder_start_token_id": None, "suppress_tokens": None}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    imported = import_base(folder, tmp_path / "base")
+    assert whisper_of(imported).prompt == whisper_of(base).prompt
+    assert imported.tokenizer.end == base.tokenizer.end
+
+
 def test_a_multilingual_checkpoint_of_before_the_language_tables_is_known_by_its_vocabulary(tmp_path):
     base, size = tiny_whisper(), 51_865
     values = tensors(base)
@@ -161,6 +205,34 @@ def test_a_multilingual_checkpoint_of_before_the_language_tables_is_known_by_its
         import_base(folder, tmp_path / "fr", language="fr")
     with pytest.raises(BaseModelError, match="no task 'translate'"):
         import_base(folder, tmp_path / "en", language="de", task="translate")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "language"),
+    [
+        ([], "en"),
+        (["<|it|>", "<|transcribe|>"], "it"),
+        (["<|yue|>", "<|transcribe|>"], "yue"),
+        (["<|it|>", "<|translate|>"], "en"),
+    ],
+)
+def test_a_base_writes_the_language_that_it_is_prompted_for(tokens, language):
+    base = whisper_in(tokens)
+    assert base.language == language
+    assert base.adapt("qui i libri") == ("Qui I libri." if language == "en" else "Qui i libri.")
+
+
+def test_the_limit_of_tokens_is_how_a_base_is_used():
+    base = tiny_whisper()
+    more = base.with_tokens_per_second(20)
+    assert whisper_of(more).tokens_per_second == 20.0
+    assert more.fingerprint == base.fingerprint
+    assert base.with_tokens_per_second(None) is base
+    for rate in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(BaseModelError, match="positive"):
+            base.with_tokens_per_second(rate)
+    with pytest.raises(BaseModelError, match="ConformerCTC has no limit"):
+        tiny_conformer_ctc().with_tokens_per_second(20)
 
 
 def test_an_import_replaces_nothing(tmp_path):
@@ -204,6 +276,64 @@ def test_a_changed_folder_is_noticed(tmp_path):
     (tmp_path / "base/base.json").write_text(json.dumps(data))
     with pytest.raises(BaseModelError, match="changed since it was written"):
         load_base(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("base.json", lambda text: text[: len(text) // 2], "damaged"),
+        ("base.json", lambda text: "[]", "holds no object"),
+        ("base.json", lambda text: text.replace('"end"', '"and"', 1), "lacks end"),
+        ("base.json", lambda text: text.replace('"d_model"', '"e_model"'), "does not fit"),
+        ("base.json", lambda text: text.replace('"suppress"', '"oppress"'), "does not fit"),
+        ("tokenizer.json", lambda text: None, r"tokenizer\.json .* cannot be read"),
+        ("tokenizer.json", lambda text: text[: len(text) // 2], "tokenizer cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_named(tmp_path, name, change, message):
+    save_base(tiny_whisper(), tmp_path / "base")
+    changed = change((tmp_path / "base" / name).read_text())
+    (tmp_path / "base" / name).unlink()
+    if changed is not None:
+        (tmp_path / "base" / name).write_text(changed)
+    with pytest.raises(BaseModelError, match=message):
+        load_base(tmp_path / "base")
+
+
+class Hub:
+    """What `huggingface_hub.snapshot_download` does, from a folder instead of the network."""
+
+    def __init__(self, source: Path, cache: Path):
+        self.source, self.cache = source, cache / "snapshots/0123abc"
+
+    def __call__(self, name: str, allow_patterns: list[str], revision: str | None = None) -> str:
+        assert name == "someone/model"
+        assert revision in (None, self.cache.name)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for file in filter_repo_objects([path.name for path in self.source.iterdir()], allow_patterns=allow_patterns):
+            shutil.copy(self.source / file, self.cache / file)
+        return str(self.cache)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_only_the_weights_that_are_needed_come_from_the_hub(tmp_path, monkeypatch, shards):
+    values = tensors(tiny_whisper())
+    source = checkpoint(tmp_path / "repository", values, shards)
+    save_file(values, source / "model.fp32-00001-of-00001.safetensors")
+    (source / "pytorch_model.bin").write_bytes(b"the same again")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(source, tmp_path))
+    base = import_base("someone/model", tmp_path / "base")
+    assert base.fingerprint == tiny_whisper().fingerprint
+    weights = {path.name for path in (tmp_path / "snapshots/0123abc").iterdir() if path.suffix != ".json"}
+    assert weights == {path.name for path in source.glob("model*.safetensors") if "fp32" not in path.name}
+
+
+def test_a_hub_model_without_safetensors_says_what_to_do(tmp_path, monkeypatch):
+    source = checkpoint(tmp_path / "repository", tensors(tiny_whisper()))
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(source, tmp_path))
+    with pytest.raises(BaseModelError, match=r"'someone/model' on the hub has no safetensors\. .*save_pretrained"):
+        import_base("someone/model", tmp_path / "base")
 
 
 def test_what_is_not_a_base_folder_is_refused(tmp_path):

@@ -103,12 +103,28 @@ def test_sentences(text, sentence):
     assert sentence_case(text) == sentence
 
 
-def test_a_sentence_stays_as_it_is():
+@pytest.mark.parametrize("language", ["en", "it"])
+def test_a_sentence_stays_as_it_is(language):
     rng = np.random.default_rng(0)
-    letters = np.array(list("iI aAb.,'!?… \t\"”)é0"))
+    letters = np.array(list("iI aAb.,'!?… \t\"”)é0你。"))
     for length in range(300):
-        sentence = sentence_case("".join(rng.choice(letters, length % 30)))
-        assert sentence_case(sentence) == sentence
+        sentence = sentence_case("".join(rng.choice(letters, length % 30)), language)
+        assert sentence_case(sentence, language) == sentence
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "sentence"),
+    [
+        ("it", "dove sono i libri", "Dove sono i libri."),
+        ("it", "I LIBRI", "I libri."),
+        ("pl", "ty i ja", "Ty i ja."),
+        ("zh", "你  好", "你 好"),
+        ("zh", "我看 TV b。", "我看 TV b。"),
+        ("hi", "नमस्ते", "नमस्ते"),
+    ],
+)
+def test_sentences_of_other_languages(language, text, sentence):
+    assert sentence_case(text, language) == sentence
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def contents(part, slot):
 
 
 def run(corpus, given, steps):
-    return list(cohort_batches(corpus, given, steps, CUT, shapes(corpus)))
+    return [dispatch.parts for dispatch in cohort_batches(corpus, given, steps, CUT, shapes(corpus))]
 
 
 def test_rows_are_the_same_in_any_company_and_slot(corpus):

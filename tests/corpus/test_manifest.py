@@ -1,5 +1,6 @@
 """Manifests: what is wrong with a line is named with it, and the rest is used."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import soundfile
 
 from specialize.corpus import CorpusConfig, open_corpus, read_manifest
-from specialize.errors import CorpusError
+from specialize.errors import ConfigError, CorpusError
 from tests.bases import tiny_whisper
 
 RATE = 16_000
@@ -56,19 +57,43 @@ BAD_LINES = [
     (good("long"), "at most 5.0 s"),
     (good("a", text="<|endoftext|>"), "markup"),
     (good("a", text="word " * 30), "tokens; this base takes at most 62"),
+    (good("a", text="a \ud83d b"), "text has half of a surrogate pair"),
+    (good("a", speaker="\ud800"), "speaker has half of a surrogate pair"),
+    (good("a", utterance="\udcff"), "utterance has half of a surrogate pair"),
+    (good("\udcff"), "audio has half of a surrogate pair"),
+    (good("a", text="a\0b"), "text has a NUL character"),
+    (good("a", speaker="ana\0"), "speaker has a NUL character"),
+    (good("a\0"), "audio has a NUL character"),
+    (good("a", text=["one", "two"]), "text is a list"),
+    (good("a", speaker={"id": 7}), "speaker is an object"),
+    (good("a", audio=["a.wav"]), "audio is a list"),
+    (good("a", text=True), "text is true or false"),
+    (good("a", text=float("nan")), "text is nan"),
+    (good("a", role=[]), "role is a list"),
+    (good("x" * 300), "cannot be looked for: File name too long"),
+    (good("a", **{"\ud800": 1}) | {"audio": None}, "names no audio"),
+    ("[" * 100_000, "JSON"),
+    ('{"text": ' + "1" * 5_000 + "}", "JSON"),
+    (good("b"), "audio is that of line 1"),
+    (good("d/../b"), "audio is that of line 1"),
+    (good("link"), "audio is that of line 1"),
+    (good("a", speaker=" ana"), "written ' ana' here and 'ana' on line 1"),
 ]
 
 
-@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason for _, reason in BAD_LINES])
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[f"{i} {BAD_LINES[i][1]}" for i in range(len(BAD_LINES))])
 def test_a_bad_line_is_left_out_and_named(folder, line, reason):
     (folder / "broken.wav").write_bytes(b"RIFFnonsense")
     soundfile.write(folder / "empty.wav", np.zeros(0, np.float32), RATE)
     soundfile.write(folder / "nan.wav", np.full(100, np.nan, np.float32), RATE, subtype="FLOAT")
     tone(folder / "long.wav", seconds=5.2)
+    (folder / "d").mkdir()
+    (folder / "link.wav").symlink_to("b.wav")
     path = manifest(folder, [good("b", utterance="twice"), line, *(good(name) for name in "cdef")])
     corpus = opened(path)
     assert [(problem.line, reason in problem.reason) for problem in corpus.problems] == [(2, True)]
     assert "line 2" in str(corpus.problems[0])
+    json.dumps(vars(corpus.problems[0]), ensure_ascii=False).encode()  # as a run writes them
     (speaker,) = corpus.speakers
     assert len(speaker.train + speaker.dev + speaker.test) == 5
     with pytest.raises(CorpusError, match="line 2"):
@@ -83,6 +108,101 @@ def test_a_speaker_with_nothing_to_train_on_does_not_stop_the_others(folder):
     assert {problem.speaker: problem.line for problem in corpus.problems} == {"bob": 0, "eve": 0}
     assert "no usable train and no dev" in str(corpus.problems[0])
     assert "no usable dev" in str(corpus.problems[1])
+
+
+def test_only_what_is_needed_must_be_there(folder):
+    lines = [good("a", split="train"), good("b", split="dev")]
+    lines += [good("c", speaker="bob", split="test"), good("d", speaker="eve", split="train")]
+    path = manifest(folder, lines)
+    scored = open_corpus(CorpusConfig(manifest=path, cache=folder / "cache"), tiny_whisper(), needs=("test",))
+    assert [speaker.id for speaker in scored.speakers] == ["bob"]
+    assert [(problem.speaker, "no usable test" in problem.reason) for problem in scored.problems] == [
+        ("ana", True),
+        ("eve", True),
+    ]
+
+
+def test_problems_are_those_of_the_chosen_in_the_order_of_the_manifest(folder):
+    (folder / "f.wav").write_text("broken")
+    lines: list = [
+        good("nowhere", role="base"),
+        good("a", role="personal", split="train"),
+        good("f", role="personal", speaker="bob", split="train"),
+        good("b", role="personal"),
+        good("c", role="personal", split="dev"),
+        good("nowhere", role="personal", split="dev"),
+        good("nowhere"),
+        good("d", role="base", speaker="eve"),
+        "{not json",
+    ]
+    path = manifest(folder, lines)
+    assert [p.line for p in opened(path).problems] == [1, 3, 4, 6, 7, 9, 0]
+    assert [p.line for p in opened(path, role="personal").problems] == [3, 4, 6, 9]
+    assert [p.line for p in opened(path, role="personal", speakers=("ana",)).problems] == [4, 6, 9]
+    assert [p.line for p in opened(path, role="personal", limit=1).problems] == [3, 4, 6, 9]
+    with pytest.raises(CorpusError, match="line 9"):
+        opened(path, role="personal", strict=True)
+    good_enough = manifest(folder, [*lines[:2], lines[4]], "m2.jsonl")
+    assert [s.id for s in opened(good_enough, role="personal", strict=True).speakers] == ["ana"]
+    with pytest.raises(CorpusError, match="line 1"):
+        opened(good_enough, strict=True)
+
+
+def test_an_id_is_of_its_speaker(folder):
+    lines = [good(name, utterance="1", speaker=name, split="train") for name in "ab"]
+    lines += [good(name, utterance="2", speaker=who, split="dev") for name, who in (("c", "a"), ("d", "b"))]
+    corpus = opened(manifest(folder, lines))
+    assert corpus.problems == ()
+    assert [(s.id, s.train[0].id, s.dev[0].id) for s in corpus.speakers] == [("a", "1", "2"), ("b", "1", "2")]
+
+
+def test_numbers_and_texts_name_the_same_speaker_and_space_around_is_none(folder):
+    rows, problems = read_manifest(manifest(folder, [good("a", speaker=7), good("b", speaker="7")]))
+    assert [row.speaker for row in rows] == ["7", "7"]
+    rows, problems = read_manifest(manifest(folder, [good("a", speaker=" x"), good("b", speaker=" x")]))
+    assert ([row.speaker for row in rows], problems) == (["x", "x"], [])
+
+
+@pytest.mark.parametrize(
+    ("broken", "line", "used"),
+    [
+        ('b.wav,"one"two,ana', 3, "ac"),
+        ('b.wav,"one\nc.wav,"two",ana', 3, "a"),
+        ("b.wav," + "x" * 200_000 + ",ana", 3, "ac"),
+        ("b.wav,one", 3, "ac"),
+        ("b.wav,a\0b,ana", 3, "ac"),
+        ('b.wav,"one\ntwo",ana\nnowhere.wav,one,ana', 5, "abc"),
+    ],
+)
+def test_a_broken_line_of_a_table_is_named(folder, broken, line, used):
+    end = "" if used == "a" else "c.wav,three,ana\n"
+    (folder / "m.csv").write_text(f"audio,text,speaker\na.wav,one,ana\n{broken}\n{end}")
+    rows, (problem,) = read_manifest(folder / "m.csv")
+    assert problem.line == line
+    assert [row.audio.stem for row in rows] == list(used)
+
+
+def test_a_quote_that_does_not_close_is_named(folder):
+    (folder / "m.csv").write_text('audio,text,speaker\na.wav,one,ana\nb.wav,"two,ana\nc.wav,three,ana\n')
+    with pytest.raises(CorpusError, match="quote that opens on line 3"):
+        read_manifest(folder / "m.csv")
+    (folder / "m.csv").write_text('audio,"text"s,speaker\n')
+    with pytest.raises(CorpusError, match="header of"):
+        read_manifest(folder / "m.csv")
+
+
+def test_problems_reach_a_terminal_as_one_line_of_text(folder):
+    path = manifest(folder, [good("a"), good("b", speaker="\x1b[2Jbob\r\n", split="\x1b[31m\u202e")])
+    _, (problem,) = read_manifest(path)
+    assert str(problem).isprintable()
+    assert "[2Jbob" in f"{problem}{problem.speaker}"
+
+
+def test_a_corpus_has_at_least_one_speaker(folder):
+    config = CorpusConfig(manifest=folder / "m.jsonl")
+    for field, value in (("limit", 0), ("limit", -1), ("pool", "")):
+        with pytest.raises(ConfigError, match=rf"corpus\.{field}"):
+            dataclasses.replace(config, **{field: value})
 
 
 def test_a_line_without_split_among_lines_with_is_named(folder):

@@ -73,9 +73,10 @@ def run(tmp_path_factory) -> Run:
 def evaluated(run: Run, gate: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Results, and the transcript of each speaker, who has one test utterance."""
     main(["evaluate", str(run.folder), "--gate", gate, "--resamples", "20", "--batch", "2"])
-    lines = (run.folder / "transcripts.jsonl").read_text(encoding="utf-8").split("\n")
+    suffix = "" if gate == "on" else ".gate-off"
+    lines = (run.folder / f"transcripts{suffix}.jsonl").read_text(encoding="utf-8").split("\n")
     transcripts = [json.loads(line) for line in lines if line]
-    results = run.read("results.json")
+    results = run.read(f"results{suffix}.json")
     assert len(transcripts) == len(results["speakers"])
     return results, {transcript["speaker"]: transcript for transcript in transcripts}
 

@@ -78,6 +78,24 @@ def test_hostile_texts_stay_texts(tmp_path):
     Page(text)
 
 
+def test_what_was_left_out_is_told_of_both_corpora(tmp_path):
+    given = transcripts()
+    results = score(given, resamples=50)
+    problems = [{"line": 3, "utterance": "u3", "speaker": "s1", "reason": "It is broken."}]
+    other = [{"line": 4, "utterance": "u4", "speaker": "s2", "reason": "It is empty."}]
+    texts = []
+    for trained, scored in ((problems, problems), (problems, other), ([], other)):
+        write_report(tmp_path / "report.html", results | {"problems": scored}, given, about={"problems": trained})
+        texts.append((tmp_path / "report.html").read_text())
+        Page(texts[-1])
+    assert [text.count("<summary>") for text in texts] == [1, 2, 1]
+    assert "1 left out of the corpus" in texts[0]
+    for text in texts[1:]:
+        assert "1 left out of what was scored" in text
+        assert "It is empty." in text
+    assert "1 left out of what was trained on" in texts[1]
+
+
 def test_plots_and_tables_can_be_read_aloud(tmp_path):
     page = Page(report(tmp_path, transcripts()))
     plots = [attributes for tag, attributes in page.tags if tag == "svg"]

@@ -1,8 +1,10 @@
 """Scores: counts that brute force confirms, statistics that behave, groups that hold everybody."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import pytest
 from specialize.errors import ConfigError
 from specialize.score import Transcript, align, differences, normalizer, score, write_results
 from specialize.score.counts import count_characters, count_words
+from specialize.score.groups import BINS, grouped
+from specialize.score.scoring import Files, Scoring
+from tests.bases import tiny_whisper
 
 WORDS = ("a", "bee", "cat", "dog")
 
@@ -81,6 +86,41 @@ def test_order_does_not_matter():
     assert score(given, resamples=200) == score(shuffled, resamples=200)
 
 
+def test_every_column_of_a_manifest_groups():
+    given = [
+        dataclasses.replace(t, role=("base", "personal")[i % 2], seconds=1.0 + i / 7, split="test")
+        for i, t in enumerate(transcripts(speakers=8))
+    ]
+    names = ("role", "seconds", "speaker", "split", "text", "utterance", "age")
+    groups, left_out = grouped(given, names)
+    assert left_out == {}
+    assert {name: len(values) for name, values in groups.items()} == {
+        "role": 2,
+        "seconds": BINS,
+        "speaker": 8,
+        "split": 1,
+        "text": len({t.reference for t in given}),
+        "utterance": len(given),
+        "age": BINS,
+    }
+    for values in groups.values():
+        assert sorted(t.utterance for part in values.values() for t in part) == sorted(t.utterance for t in given)
+    assert set(grouped(given, None)[0]) == {"age", "severity", "role"}
+    assert set(grouped(transcripts(), None)[0]) == {"age", "severity"}
+
+
+def test_ids_that_are_numbers_are_no_numbers():
+    given = [dataclasses.replace(t, speaker=f"{int(t.speaker[1:]):04}") for t in transcripts(speakers=9)]
+    assert list(grouped(given, ("speaker",))[0]["speaker"]) == [f"{i:04}" for i in range(9)]
+
+
+def test_what_is_no_group_is_refused_with_the_choices():
+    with pytest.raises(ConfigError, match=r"'colour'.*age, role, seconds, severity, speaker, split, text, utterance"):
+        grouped(transcripts(), ("colour",))
+    with pytest.raises(ConfigError, match=r"'utterance' has 240 values"):
+        grouped(transcripts(speakers=60), ("utterance",))
+
+
 def test_groups_hold_everybody_once():
     results = score(transcripts(), resamples=50)
     assert set(results["groups"]) == {"age", "severity"}
@@ -89,8 +129,6 @@ def test_groups_hold_everybody_once():
         assert sum(group["speakers"] for group in values.values()) == 6
     assert set(results["groups"]["severity"]) == {"mild", "severe"}
     assert len(results["groups"]["age"]) <= 5
-    with pytest.raises(ConfigError, match="age, severity"):
-        score(transcripts(), groups=("height",))
 
 
 def test_shares_of_speakers_add_up():
@@ -200,3 +238,35 @@ def test_alignments_give_both_texts_back():
         parts = align(reference, hypothesis)
         assert " ".join(said for _, said, _ in parts if said) == reference
         assert " ".join(heard for _, _, heard in parts if heard) == hypothesis
+
+
+@pytest.mark.parametrize(
+    ("fields", "roles", "own", "name"),
+    [
+        ({}, {None}, True, "results.json"),
+        ({"text": True, "groups": ("age",), "resamples": 10, "batch": 2}, {"personal"}, True, "results.json"),
+        ({"role": "personal", "language": "en"}, {"personal"}, True, "results.json"),
+        ({"role": "personal"}, {"base"}, True, "results.personal.json"),
+        ({"role": "personal", "split": "dev"}, {"base"}, True, "results.personal.dev.json"),
+        ({"manifest": Path("of/dev.csv")}, {None}, False, "results.manifest-dev.json"),
+        ({"manifest": Path("tfds:spoken_digit")}, {None}, False, "results.manifest-tfds-spoken_digit.json"),
+        ({"gate": "off", "base_context": "full"}, {None}, True, "results.gate-off.base-full.json"),
+        ({"beam": 4, "tokens_per_second": 12.5}, {None}, True, "results.beam-4.tokens-12.5.json"),
+        ({"language": "de"}, {None}, True, "results.language-de.json"),
+        ({"role": "../x"}, {None}, True, "results...-x.json"),
+    ],
+)
+def test_only_the_plain_scoring_has_the_plain_name(tmp_path, fields, roles, own, name):
+    differs = Scoring(**fields).differs(tiny_whisper(), roles, own)
+    files = Files.of(tmp_path / "run", None, differs)
+    assert files.results == tmp_path / "run" / name
+    assert len({files.results.stem, files.transcripts.stem, files.report.stem}) == 3
+    assert Files.of(tmp_path / "run", tmp_path / "run", differs) == files
+    assert Files.of(tmp_path / "run", tmp_path / "out", differs).results == tmp_path / "out/results.json"
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_scoring_that_cannot_be_is_refused():
+    for field, value in (("batch", 0), ("beam", 0), ("resamples", -1), ("tokens_per_second", 0.0)):
+        with pytest.raises(ConfigError, match=field):
+            dataclasses.replace(Scoring(), **{field: value})

@@ -82,7 +82,7 @@ class Results:
         return {finished.job.speaker.id: finished for finished in self.jobs}
 
 
-def train_jobs(
+def trainer(
     trained: Cohort,
     speakers: Sequence[int],
     *,
@@ -91,16 +91,24 @@ def train_jobs(
     refill: Any = "continuous",
     base: str = "whisper",
     corpus: Corpus | None = None,
-) -> Results:
-    """Trains the people at these places of the corpus, in this order of the queue; `base` is the cohort's."""
+    cut: Cut | None = None,
+    resident: bool = False,
+) -> CohortTrainer:
+    """What trains the people at these places of the corpus, in this order of the queue; `base` is the cohort's."""
     corpus = corpus or people(base=base)
     stop = stop or Stopping(max_steps=50, every=25, patience=9)
     hyper = hyper or HyperParameters(learning_rate=3e-3, dropout=0.1, spec_augment=0.5)
     jobs = [Job(corpus.speakers[i], hyper, stop.max_steps) for i in speakers]
     schedule = Schedule(jobs, trained.slots, stop, refill)
     shapes = one_shape(corpus)
+    kept = [utterance for job in jobs for utterance in job.train] if resident else []
+    return CohortTrainer(BASES[base](), corpus, trained, schedule, cut or Cut(4, 2), shapes, shapes, kept)
+
+
+def train_jobs(trained: Cohort, speakers: Sequence[int], **how: Any) -> Results:
+    """Runs a `trainer` to its end."""
     results = Results()
-    CohortTrainer(BASES[base](), corpus, trained, schedule, Cut(4, 2), shapes, shapes).run(results)
+    trainer(trained, speakers, **how).run(results)
     return results
 
 

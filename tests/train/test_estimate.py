@@ -75,7 +75,7 @@ def test_more_slots_than_fit_are_refused_with_the_number_that_does_and_auto_take
     fine = planned(folder, chunk=2)
     needed = fine.layout(fine.programs[0], measure=True).needed
     assert needed is not None
-    monkeypatch.setattr("specialize.train.programs.device_memory", lambda _: int(needed * 0.8))
+    monkeypatch.setattr("specialize.train.planning.device_memory", lambda _: int(needed * 0.8))
     small = planned(folder, chunk=2)
     with pytest.raises(ConfigError, match="64 slots need") as raised:
         small.layout(small.programs[0])
@@ -93,7 +93,7 @@ def test_more_slots_than_fit_are_refused_with_the_number_that_does_and_auto_take
 
 
 def test_where_not_even_one_fits_that_is_said(folder, monkeypatch):
-    monkeypatch.setattr("specialize.train.programs.device_memory", lambda _: 1000)
+    monkeypatch.setattr("specialize.train.planning.device_memory", lambda _: 1000)
     small = planned(folder, slots="auto")
     with pytest.raises(ConfigError, match=r"Not even one slot fits.*smaller base"):
         small.layout(small.programs[0])

@@ -69,13 +69,24 @@ def test_axes_multiply_and_the_points_of_a_spec_stand_together():
     assert parse_grid([], HyperParameters(seed=5), SPEC) == [(SPEC, HyperParameters(seed=5))]
 
 
+def test_a_kind_and_its_places_may_be_in_a_grid():
+    axes = ["submodel.kind=residual-adapter,lora", "submodel.where=a/*+b,c", "lr=1,2"]
+    points = parse_grid(axes, HyperParameters(), SPEC)
+    places = (("a/*", "b"), ("c",))
+    kinds = (SPEC, LoRA())
+    expected = [dataclasses.replace(kind, where=where) for kind in kinds for where in places]
+    assert [(spec, hyper.learning_rate) for spec, hyper in points] == list(itertools.product(expected, (1.0, 2.0)))
+    assert parse_grid(["submodel.kind=lora", "submodel.rank=3"], HyperParameters(), SPEC)[0][0] == LoRA(rank=3)
+
+
 @pytest.mark.parametrize(
     ("axes", "named"),
     [
         (["colour=1"], ["colour=1", "'colour'", "learning_rate", "utterances", "submodel.bottleneck"]),
-        (["submodel.rank=1"], ["submodel.rank=1", "'rank'", "submodel.bottleneck"]),
+        (["submodel.rank=1"], ["submodel.rank=1", "'submodel.rank'", "submodel.bottleneck"]),
         (["submodel.lr=1"], ["submodel.lr=1", "submodel.bottleneck"]),
-        (["submodel.where=encoder"], ["submodel.where=encoder", "only numbers", "bottleneck"]),
+        (["submodel.kind=adapter"], ["submodel.kind=adapter", "residual-adapter, lora"]),
+        (["submodel.kind=lora,bias-only", "submodel.rank=2,4"], ["bias-only has no 'rank'"]),
         (["lr=1e-3,fast"], ["lr=1e-3,fast", "'fast' is not a number"]),
         (["warmup=1.5"], ["warmup=1.5", "'1.5' is not a whole number"]),
         (["lr=1,"], ["lr=1,", "''"]),
@@ -167,8 +178,8 @@ def test_batches_within_a_budget_hold_its_utterances_and_no_other(budget):
     seen = set()
     batches = list(cohort_batches(corpus, [job.at(0)], 6, Cut(4, 2), one_shape(corpus)))
     assert len(batches) == 6
-    for parts in batches:
-        lengths = [int(n) for part in parts for n in np.asarray(part.samples).ravel() if n > 0]
+    for dispatch in batches:
+        lengths = [int(n) for part in dispatch.parts for n in np.asarray(part.samples).ravel() if n > 0]
         assert len(lengths) == min(4, len(job.train))
         seen |= set(lengths)
     assert seen == {utterance.samples for utterance in job.train}
@@ -582,6 +593,18 @@ def test_a_size_in_a_grid_makes_a_program_of_each_and_the_stored_spec_is_that_of
         (to_json(spec), rate) for spec in specs for rate in (0.0, 1.0)
     ]
     assert [row["chosen_for"] for row in rows] == [chosen.count(point) for point in range(4)]
+
+
+def test_kinds_in_a_grid_are_programs_and_each_speaker_keeps_the_best(folder):
+    run = trained(folder, "kinds", grid=("submodel.kind=residual-adapter,bias-only",))
+    jobs = read_jobs(run)
+    for name in ("p0", "p1", "p2"):
+        best = min((job for job in jobs if job["speaker"] == name), key=lambda job: (job["dev_loss"], job["point"]))
+        assert str(run.store.load(name, base=run.base).spec) == best["spec"]
+    assert [row["values"]["submodel.kind"] for row in run.read("summary.json")["grid"]] == [
+        "residual-adapter",
+        "bias-only",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-import specialize.corpus.batches as batches
 import specialize.train.loop as loop
 from specialize.base import save_base
 from specialize.cli import load_experiment
+from specialize.corpus import Corpus
 from specialize.errors import CorpusError
 from specialize.train import Run, Stopping, train
 from specialize.train.recorder import read_jobs
@@ -45,13 +45,14 @@ def inject(monkeypatch: pytest.MonkeyPatch, where: dict[int, set[int]]) -> None:
 
     def poisoned(*arguments: Any) -> Iterator[Any]:
         nonlocal step
-        for parts in made(*arguments):
-            audio = np.array(parts[0].audio)
+        for dispatch in made(*arguments):
+            first, *others = dispatch.parts
+            audio = np.array(first.audio)
             for slot, steps in where.items():
                 if step in steps:
                     audio[slot, 0, 100] = np.nan
             step += 1
-            yield (parts[0]._replace(audio=audio), *parts[1:])
+            yield dispatch._replace(parts=(first._replace(audio=audio), *others))
 
     monkeypatch.setattr(loop, "cohort_batches", poisoned)
 
@@ -112,14 +113,14 @@ def test_audio_that_breaks_while_training_is_named_and_quarantines_its_speaker_a
     train(experiment)
     (tmp_path / "runs/people").rename(tmp_path / "sound")
     before = Run(tmp_path / "sound")
-    read = batches.Corpus.audio
+    read = Corpus.audio
 
     def broken(corpus: Any, utterance: Any) -> np.ndarray:
         if utterance.id.startswith("p2/"):
             raise CorpusError("the record is damaged")
         return read(corpus, utterance)
 
-    monkeypatch.setattr(batches.Corpus, "audio", broken)
+    monkeypatch.setattr(Corpus, "audio", broken)
     capsys.readouterr()
     after = train(experiment)
     told = " ".join(capsys.readouterr().err.split())

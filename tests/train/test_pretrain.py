@@ -1,5 +1,6 @@
 """Pretraining of a base: it learns, goes on after a stop to the same bits, and what it makes is a base."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -91,6 +92,31 @@ def test_it_goes_on_from_another_base(folder, whole):
     first = next(iter(read_metrics(run.folder / "metrics.jsonl")))
     before = next(iter(read_metrics(whole.folder / "metrics.jsonl")))
     assert first["train_loss"] < before["train_loss"]
+
+
+def test_a_pretrained_base_is_scored_on_its_corpora_or_on_another(folder, whole, capsys):
+    words = ["evaluate", str(whole.folder), "--resamples", "20", "--groups", "severity", "seconds", "corpus"]
+    main(words)
+    results = whole.read("results.json")
+    assert set(results["speakers"]) == {"p0", "p1", "p2"}
+    assert set(results["groups"]) == {"severity", "seconds", "corpus"}
+    assert (results["left_out"], results["differs"]) == (0, [])
+    before = (whole.folder / "results.json").read_bytes()
+    lines = (folder / "people.jsonl").read_text().splitlines()
+    chosen = [json.dumps(json.loads(line) | {"split": "test"}) for line in lines[:2]]
+    (folder / "other.jsonl").write_text("\n".join([*chosen, "{not json"]) + "\n")
+    capsys.readouterr()
+    main([*words, "--manifest", str(folder / "other.jsonl"), "--language", "de"])
+    results = whole.read("results.manifest-other.language-de.json")
+    assert set(results["speakers"]) == {"p0"}
+    assert [problem["line"] for problem in results["problems"]] == [3]
+    assert "line 3" in capsys.readouterr().out
+    assert (whole.folder / "results.json").read_bytes() == before
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(whole.folder), "--groups", "colour"])
+    told = capsys.readouterr().err
+    assert "severity" in told
+    assert "decoding" not in told
 
 
 def test_texts_that_the_alphabet_cannot_make_are_named(folder):

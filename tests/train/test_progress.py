@@ -56,6 +56,18 @@ def test_plain_lines_come_at_events_and_no_more_often_than_asked():
     assert "1 of 2 jobs ended, 0 failed" in lines[-1]
 
 
+def test_a_plain_line_says_the_mean_losses_of_the_slots_that_run():
+    progress, clock = display(every=10.0)
+    progress.start(3, 3, "run")
+    progress.slot(0, "ana", 3, 10, None, 2.0, 2.0)
+    assert "train loss" not in progress.line()
+    progress.slot(0, "ana", 6, 10, 1.0, 2.0, 2.0)
+    progress.slot(1, "bob", 6, 10, 3.0, 5.0, 4.0)
+    clock.now += 20.0
+    progress.slot(2, None, 0, 0, None, None, None)
+    assert "train loss 2.000; dev loss 3.500" in text_of(progress).splitlines()[-1]
+
+
 def test_time_left_of_equal_jobs_is_exact():
     progress, clock = display()
     progress.start(6, 2, "run")

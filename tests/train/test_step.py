@@ -42,15 +42,24 @@ def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2,
     return params, state, stacked, trained.place(np.ones(slots, bool)), anchor, (batch,)
 
 
-def test_no_collectives_on_eight_devices(name):
-    trained = cohort(8, devices=8, base=name)
+@pytest.mark.parametrize(("name", "slots", "chunk"), [*((name, 8, 0) for name in BASES), ("whisper", 32, 2)])
+def test_no_collectives_on_eight_devices(name, slots, chunk):
+    trained = cohort(slots, devices=8, base=name, chunk=chunk)
     params, state, hyper, active, anchor, (batch,) = inputs(trained, name=name)
-    gradient = trained.gradient.lower(params, state.submodel, hyper, state.step, np.uint32(0), batch).compile()
-    partial = gradient(params, state.submodel, hyper, state.step, np.uint32(0), batch)
-    update = trained.apply.lower(state, hyper, active, anchor, (partial,)).compile()
-    for program in (gradient, update):
-        assert "num_partitions=8" in program.as_text() or "sharding" in program.as_text()
-        assert COLLECTIVE.findall(program.as_text()) == []
+    step = (params, state.submodel, hyper, state.step, np.uint32(0), batch)
+    gradient = trained.gradient.lower(*step).compile()
+    programs = {
+        "gradient": gradient,
+        "apply": trained.apply.lower(state, hyper, active, anchor, (gradient(*step),)).compile(),
+        "evaluate": trained.evaluate.lower(params, state.submodel, batch).compile(),
+        "reset": trained.reset.lower(state, hyper, active).compile(),
+        "keep_best": trained.keep_best.lower(state, active).compile(),
+    }
+    for which, program in programs.items():
+        text = program.as_text()
+        assert "num_partitions=8" in text, which
+        assert not chunk or " while(" in text, f"{which} computes all slots at once"
+        assert COLLECTIVE.findall(text) == [], which
 
 
 def test_the_search_for_collectives_finds_one():

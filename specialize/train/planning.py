@@ -1,0 +1,279 @@
+"""A run before it begins: everything checked, and each of its programs laid out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from jax.sharding import Mesh
+
+from specialize.base import Base, load_base
+from specialize.corpus import (
+    Corpus,
+    Cut,
+    Shapes,
+    Utterance,
+    computed_samples,
+    eval_shapes,
+    need,
+    open_corpus,
+    queue_order,
+    train_shapes,
+)
+from specialize.errors import ConfigError, FingerprintMismatch
+from specialize.submodel import Kind, Submodel, find_sites, load_submodel
+from specialize.submodel.bank import check_slots, speaker_mesh
+from specialize.train.estimate import (
+    FEW_SLOTS,
+    Layout,
+    Workload,
+    choose_layout,
+    device_memory,
+    even_chunk,
+    fits,
+    gigabytes,
+    seconds_of_part,
+    slots_that_fit,
+)
+from specialize.train.experiment import Experiment
+from specialize.train.jobs import HyperParameters, Jobs, parse_grid
+from specialize.train.loop import CohortTrainer
+from specialize.train.resident import resident_bytes
+from specialize.train.schedule import Schedule
+from specialize.train.step import Cohort
+
+_COMPILING_SECONDS = 120.0
+"""What a size costs beside its padding, in seconds of audio. Two CPU cores train on 240 s in the time of a compilation
+(Whisper tiny.en), which is done once for several runs. An accelerator trains on more: fewer `cohort.shapes` may be
+faster there."""
+_FORESEEN = 1024
+"""Jobs that sizes are chosen by, from the start of the queue."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """The jobs of a run that share compiled functions: those of one spec."""
+
+    spec: Kind
+    jobs: Jobs
+
+    @property
+    def utterances(self) -> list[Utterance]:
+        """All that its jobs may train on."""
+        return [utterance for speaker in self.jobs.speakers for utterance in speaker.train]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked and not yet begun."""
+
+    experiment: Experiment
+    base: Base
+    corpus: Corpus
+    mesh: Mesh
+    start: Submodel | None
+    points: list[tuple[Kind, HyperParameters]]
+    """Of the grid; one without a grid."""
+    programs: list[Program]
+    _shapes: dict[tuple[int, int], tuple[Shapes, Shapes]] = field(default_factory=dict, repr=False)
+    """What `shapes` has found, by the program's first point and slots."""
+
+    @property
+    def cut(self) -> Cut:
+        """How batches are cut into parts, and steps into dispatches."""
+        cohort = self.experiment.cohort
+        return Cut(cohort.batch, cohort.rows, cohort.dispatch)
+
+    def cohort(self, program: Program, layout: Layout) -> Cohort:
+        """The compiled functions of a program; nothing is compiled yet."""
+        points = program.jobs.points
+        return Cohort(
+            self.base.architecture,
+            program.spec,
+            find_sites(program.spec, self.base.architecture, self.base.params),
+            self.mesh,
+            layout.slots,
+            start=self.start,
+            random=any(p.dropout > 0 or p.spec_augment > 0 for p in points),
+            chunk=layout.chunk,
+            alone=self.base.alone().architecture,
+        )
+
+    def shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
+        """Sizes of the training batches and of the dev batches of a program."""
+        known = (program.jobs.first, slots)
+        if known not in self._shapes:
+            self._shapes[known] = self._choose_shapes(program, slots)
+        return self._shapes[known]
+
+    def _choose_shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
+        count, stop = self.experiment.cohort.shapes, self.experiment.stop
+        compiling = _COMPILING_SECONDS * self.corpus.sample_rate
+        looks = 1 + -(-stop.max_steps // stop.every)
+        first = program.jobs[:_FORESEEN]
+        each = len(program.jobs) / len(first)
+        longest = need(program.utterances)
+        of_training = train_shapes(
+            [job.at(0) for job in first],
+            longest,
+            slots,
+            self.cut,
+            stop.max_steps,
+            count,
+            compiling,
+            each,
+            stop.every,
+        )
+        longest = need(u for speaker in program.jobs.speakers for u in speaker.dev)
+        dev = [job.speaker.dev for job in first]
+        of_dev = eval_shapes(dev, longest, slots, self.cut.batch, max(1, count // 2), compiling, each * looks)
+        return of_training, of_dev
+
+    def work(self, program: Program, slots: int) -> Workload:
+        """The largest part of a step, or dispatch of steps, and what is kept beside it."""
+        largest = self.shapes(program, slots)[0].sizes[-1]
+        cut = self.cut
+        return Workload(cut.batch, cut.rows, largest, cut.together, self.resident(program, largest.samples))
+
+    def resident(self, program: Program, longest: int) -> int:
+        """Bytes of audio that each device keeps, where a batch is padded to `longest` samples at most; 0 for none."""
+        kind, device = self.experiment.cohort.resident, self.mesh.devices.flat[0]
+        return resident_bytes(kind, program.utterances, longest, device, self.memory)
+
+    def layout(self, program: Program, *, measure: bool = False) -> Layout:
+        """Slots and chunk of a program, measured where they are `auto`.
+
+        Args:
+            program: of this plan.
+            measure: say what memory it needs, also for so few slots that it is not looked at before a run.
+
+        Raises:
+            ConfigError: the slots that were asked for do not fit.
+        """
+        config, devices = self.experiment.cohort, self.mesh.devices.size
+        most = -(-len(program.jobs) // devices)
+        if config.slots == "auto":
+            local = most if self.memory is None else min(most, self.fitting(program, min(most, 8)))
+        else:
+            local = min(config.slots // devices, most)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if local <= FEW_SLOTS and on_cpu and not measure:  # which a machine that runs the base at all can hold
+            return Layout(local * devices, 0 if config.chunk == "auto" else even_chunk(local, config.chunk))
+        work = self.work(program, local * devices)
+        chosen = choose_layout(self._maker(program), self.base.params, work, local, config.chunk)
+        if not fits(chosen.needed, self.memory):
+            raise ConfigError(
+                f"{chosen.slots} slots need {gigabytes(chosen.needed or 0)} of each device, which has "
+                f"{gigabytes(self.memory or 0)}. {self.fitting(program, local) * devices} slots fit: give "
+                "--cohort.slots that, or auto."
+            )
+        return chosen
+
+    def fitting(self, program: Program, local: int) -> int:
+        """Slots of a device that fit into its memory, laid out as `local` of them would be."""
+        assert self.memory is not None
+        work, make = self.work(program, local * self.mesh.devices.size), self._maker(program)
+        chunk = choose_layout(make, self.base.params, work, local, self.experiment.cohort.chunk).chunk
+        return slots_that_fit(make, self.base.params, work, self.memory, chunk)
+
+    def foreseen(self, program: Program, slots: int) -> tuple[float, float]:
+        """Samples with padding, and without, of a program whose jobs make all their steps."""
+        first = program.jobs[:_FORESEEN]
+        queue = [job.at(0) for job in first]
+        shapes, steps = self.shapes(program, slots)[0], self.experiment.stop.max_steps
+        computed, real = computed_samples(queue, shapes, slots, self.cut, steps, self.experiment.stop.every)
+        each = len(program.jobs) / len(first)
+        return computed * each, real * each
+
+    def seconds_of_sample(self, program: Program, layout: Layout) -> float:
+        """Seconds of training for each sample of a slot, measured with a part of the middle size."""
+        sizes = self.shapes(program, layout.slots)[0].sizes
+        size = sizes[len(sizes) // 2]
+        work = Workload(self.experiment.cohort.batch, self.experiment.cohort.rows, size)
+        seconds = seconds_of_part(self.cohort(program, layout), self.base.params, work)
+        return seconds / (layout.slots * work.rows * size.samples)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of each device; None where it does not say."""
+        return device_memory(self.mesh.devices.flat[0])
+
+    def trainer(self, program: Program, layout: Layout) -> CohortTrainer:
+        """What trains a program."""
+        cohort = self.cohort(program, layout)
+        schedule = Schedule(program.jobs, layout.slots, self.experiment.stop, self.experiment.cohort.refill)
+        of_training, of_dev = self.shapes(program, layout.slots)
+        lives = self.resident(program, of_training.sizes[-1].samples) > 0
+        resident = program.utterances if lives else []
+        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, of_training, of_dev, resident)
+
+    def _maker(self, program: Program) -> Callable[[int, int], Cohort]:
+        devices = self.mesh.devices.size
+        return lambda local, chunk: self.cohort(program, Layout(local * devices, chunk))
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Checks an experiment against its base and its corpus.
+
+    Raises:
+        SpecializeError: the base, the corpus, the spec or the settings cannot be used.
+    """
+    base = load_base(experiment.base).with_context(experiment.context)
+    points = parse_grid(experiment.grid, experiment.hyper, experiment.submodel)
+    if experiment.stop.halving and len(points) == len({spec for spec, _ in points}):
+        raise ConfigError(
+            "stop.halving compares the points of a grid that share a program. Give a --grid of hyper-parameters: "
+            "lr=3e-4,1e-3, or leave out --stop.halving."
+        )
+    if experiment.stop.halving and experiment.select == "pooled":
+        raise ConfigError("stop.halving ends jobs by their own speaker's dev set and cannot go with --select pooled.")
+    dispatch, most = experiment.cohort.dispatch, min(experiment.stop.every, experiment.stop.max_steps)
+    if dispatch > most:
+        raise ConfigError(
+            f"cohort.dispatch={dispatch}, but after {most} steps comes a look at the dev set, and none passes it. "
+            f"Give --cohort.dispatch {most} or less, or look more seldom (--stop.every, --stop.max-steps)."
+        )
+    specs = list(dict.fromkeys(spec for spec, _ in points))
+    for spec in specs:
+        find_sites(spec, base.architecture, base.params)
+    start = None if experiment.start is None else load_start(experiment, specs, base)
+    corpus = open_corpus(experiment.corpus, base)
+    speakers = queue_order(corpus.speakers)
+    if not speakers:
+        raise ConfigError(f"No speaker of '{experiment.corpus.manifest}' is left to train. " + _reasons(corpus))
+    mesh = speaker_mesh()
+    if experiment.cohort.slots != "auto":
+        check_slots(experiment.cohort.slots, mesh)
+    programs, first = [], 0
+    for spec, group in groupby(points, key=lambda point: point[0]):
+        hypers = [hyper for _, hyper in group]
+        jobs = Jobs(speakers, hypers, experiment.stop.max_steps, first)
+        programs.append(Program(spec, jobs))
+        first += len(hypers)
+    return Plan(experiment, base, corpus, mesh, start, points, programs)
+
+
+def load_start(experiment: Experiment, specs: Sequence[Kind], base: Base) -> Submodel:
+    """The Submodel that every job starts from.
+
+    Raises:
+        ConfigError: it is of another kind, or goes to other places, than the experiment's.
+        FingerprintMismatch: it belongs to another base.
+    """
+    try:
+        stored = load_submodel(experiment.start, base=base.fingerprint)
+    except FingerprintMismatch as error:
+        raise FingerprintMismatch(
+            f"The start does not fit: {error} Begin without one (`--start None`), or give one of this base (`--start`)."
+        ) from None
+    for spec in specs:
+        if stored.spec != spec:
+            raise ConfigError(
+                f"The start '{experiment.start}' is {stored.spec}, but the experiment trains {spec}. "
+                "Give the experiment the same spec, or start from nothing (`--start None`)."
+            )
+    return stored.submodel
+
+
+def _reasons(corpus: Corpus) -> str:
+    shown = [str(problem) for problem in corpus.problems[:5]]
+    return " ".join(shown) if shown else "The corpus has no speaker with the role, names and limit that were asked for."
