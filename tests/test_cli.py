@@ -80,7 +80,7 @@ def test_a_run_is_all_there(folder):
     steps = [(r["speaker"], r["step"]) for r in read_metrics(run.folder / "metrics.jsonl")]
     assert sorted(steps) == [(f"p{i}", step) for i in range(4) for step in (0, 3, 6)]
     loaded = load_submodel(run.folder / "submodels/p2", base=run.base)
-    assert loaded.training["dev_loss"] <= loaded.training["base_dev_loss"]
+    assert loaded.training["dev_loss"] <= loaded.training["looks"][0][1]
     assert run.experiment.submodel == ResidualAdapter(bottleneck=2)
 
 
