@@ -287,9 +287,9 @@ def compact(words: list[str]) -> None:
     class Compact:
         """Write one file that has the Submodels of all speakers of a space: its mean, its basis, and a row for each."""
 
-        run: Positional[Path]
+        run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
         """Folder of a run, or of its `space`."""
-        out: Positional[Path]
+        out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
         """File to make, NAME.safetensors."""
         dim: int | None = None
         """Take the principal components of the run's Submodels, so many of them: needed where the run has no linear
