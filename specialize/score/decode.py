@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from specialize.corpus import Corpus, Speaker
+from specialize.corpus import Corpus, Shapes, Size, Speaker
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel import StoredSubmodel
 
+_SIZES = 16
+"""Lengths that utterances are padded to, at most."""
+_COMPILING_SECONDS = 120.0
+"""What a length costs beside its padding, for its compilation, in seconds of audio; as in training."""
 _TOGETHER = 32
 """Speakers whose audio and Submodels are in memory at a time."""
 
@@ -57,15 +61,21 @@ def decode_split(
     texts: dict[int, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    count = sum(len(s.split(split)) for s in speakers)
+    utterances = [u for s in speakers for u in s.split(split)]
+    count = len(utterances)
+    needs = [Size(u.samples, 0) for u in utterances]
+    # A size pays for its compilation where it saves that much padding.
+    compiling = _COMPILING_SECONDS * corpus.sample_rate
+    lengths = [size.samples for size in Shapes.choose(needs, _SIZES, max(needs), compiling).sizes] if needs else []
     if not console.is_terminal:
         console.print(f"decoding {count} utterances, {title}", highlight=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"decoding, {title}", total=count)
         for at in range(0, len(speakers), _TOGETHER):
-            rows = [(submodel(s), u) for s in speakers[at : at + _TOGETHER] for u in s.split(split)]
+            loaded = [(submodel(s), s) for s in speakers[at : at + _TOGETHER]]
+            rows = [(stored, u) for stored, s in loaded for u in s.split(split)]
             audio = [corpus.audio(u) for _, u in rows]
-            for place, text in recognizer.stream(audio, [stored for stored, _ in rows]):
+            for place, text in recognizer.stream(audio, [stored for stored, _ in rows], lengths):
                 texts[rows[place][1].index] = text
                 progress.advance(task)
     return texts

@@ -89,7 +89,7 @@ def _evaluate_run(
         )
     config = scoring.corpus(run.experiment.corpus)
     corpus = open_corpus(config, base, needs=(scoring.split,))
-    served = _served(run, corpus, base, scoring)
+    served = _served(run, corpus, scoring)
     if not any(submodel is not None for submodel in served.submodels.values()):
         raise ConfigError(
             f"No speaker of '{config.manifest}' has both a Submodel in '{run.folder}' and {scoring.split} utterances."
@@ -159,7 +159,7 @@ class _Served:
     """Speakers of the corpus that are not scored, because they have no Submodel."""
 
 
-def _served(run: SpeakersRun, corpus: Corpus, base: Base, scoring: Scoring) -> _Served:
+def _served(run: SpeakersRun, corpus: Corpus, scoring: Scoring) -> _Served:
     pooled, spoken = run.experiment.corpus.pool, corpus.speakers
     stored = set(run.speakers())
     submodels: dict[str, str | None] = {}
@@ -170,11 +170,7 @@ def _served(run: SpeakersRun, corpus: Corpus, base: Base, scoring: Scoring) -> _
     if scoring.gate == "on":
         troubled = {job["speaker"] for job in read_jobs(run) if job["quarantined"]}
         submodels |= {s.id: None for s in spoken if s.id not in submodels and s.id in troubled}
-    useless = {
-        name
-        for name in {name for name in submodels.values() if name is not None}
-        if not run.submodel(name, base=base.fingerprint).helps
-    }
+    useless = {name for name in set(submodels.values()) if name is not None and not run.helps(name)}
     by_base = {speaker for speaker, name in submodels.items() if name is None or name in useless}
     return _Served(
         [speaker for speaker in spoken if speaker.id in submodels],

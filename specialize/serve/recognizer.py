@@ -74,11 +74,18 @@ class Recognizer:
         return texts
 
     def stream(
-        self, audio: Sequence[Any], submodels: Sequence[StoredSubmodel | str | Path | None] | None = None
+        self,
+        audio: Sequence[Any],
+        submodels: Sequence[StoredSubmodel | str | Path | None] | None = None,
+        lengths: Sequence[int] = (),
     ) -> Iterator[tuple[int, str]]:
         """As `transcribe_batch`, giving (row, text) as soon as there is one.
 
         Rows are sorted by length and computed `batch` at a time, rows of one spec together.
+
+        Args:
+            audio, submodels: as for `transcribe_batch`.
+            lengths: samples to pad to, where the lengths to come are known; whole seconds where none of them is enough.
         """
         clips = [self._clip(a) for a in audio]
         loaded = [self._load(s) for s in (submodels if submodels is not None else [None] * len(clips))]
@@ -92,14 +99,17 @@ class Recognizer:
             for at in range(0, len(rows), self.batch):
                 part = rows[at : at + self.batch]
                 bank = None if spec is None else [loaded[row].submodel for row in part]  # pyright: ignore[reportOptionalMemberAccess]
-                ids = self._decode(spec, bank, [clips[row] for row in part])
+                ids = self._decode(spec, bank, [clips[row] for row in part], lengths)
                 for row, tokens in zip(part, ids, strict=True):
                     yield row, self.base.tokenizer.decode(tokens.tolist())
 
-    def _decode(self, spec: Kind | None, submodels: list[Submodel] | None, clips: list[np.ndarray]) -> np.ndarray:
+    def _decode(
+        self, spec: Kind | None, submodels: list[Submodel] | None, clips: list[np.ndarray], lengths: Sequence[int]
+    ) -> np.ndarray:
         grid = int(_GRID_SECONDS * self.base.architecture.sample_rate)
         longest = max(len(clip) for clip in clips)
-        padded = min(-(-longest // grid) * grid, max(self.base.architecture.max_samples, longest))
+        padded = min((n for n in lengths if n >= longest), default=-(-longest // grid) * grid)
+        padded = min(padded, max(self.base.architecture.max_samples, longest))
         audio = np.zeros((self.batch, padded), np.float32)
         samples = np.zeros((self.batch,), np.int32)
         for row, clip in enumerate(clips):

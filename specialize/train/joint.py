@@ -123,6 +123,9 @@ class SpaceRun(SpeakersRun):
             return super().submodel(speaker, base=base)
         return self._loaded().submodel(speaker, base=base)
 
+    def helps(self, speaker: str) -> bool:
+        return super().helps(speaker) if self.experiment.store else self._loaded().submodel(speaker).helps
+
     def _loaded(self) -> Space:
         if not hasattr(self, "_space"):
             self._space = self.space()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from specialize import __version__
 from specialize.errors import ConfigError
 from specialize.submodel import StoredSubmodel, SubmodelStore
+from specialize.submodel.store import submodel_metadata
 from specialize.train.experiment import Experiment, from_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -170,6 +171,10 @@ class SpeakersRun(RunFolder):
     def submodel(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
         """The Submodel of a speaker; see `load_submodel`."""
         return self.store.load(speaker, base=base)
+
+    def helps(self, speaker: str) -> bool:
+        """Whether the Submodel of a speaker is to be used, as `StoredSubmodel.helps`; its arrays are not read."""
+        return submodel_metadata(self.store.path(speaker))["training"].get("beats_base_on_dev", True)
 
     @property
     def grid(self) -> tuple[str, ...]:
