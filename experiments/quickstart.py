@@ -20,8 +20,8 @@ experiment = Experiment(
     base=BASE,
     corpus=CorpusConfig(manifest=MANIFEST),
     submodel=LoRA(where=("**/linear*", "**/*_proj", "**/pointwise_conv*"), rank=16),
-    hyper=HyperParameters(learning_rate=1e-2, warmup=8),
-    stop=Stopping(max_steps=72, every=24, patience=2),
+    hyper=HyperParameters(learning_rate=7e-3, warmup=8),
+    stop=Stopping(max_steps=72, every=12, patience=4),
     cohort=CohortConfig(slots=15, batch=4, rows=4, shapes=2, chunk=0),
 )
 
