@@ -186,6 +186,23 @@ def _spelt_out(words: list[str], short: str, *flags: str) -> list[str]:
     return [flag for word in words for flag in (flags if word == short else (word,))]
 
 
+def _budgeted(words: list[str]) -> list[str]:
+    """The words with `--budget 3` or `--budget 30s` written as the flags that it stands for."""
+    rest, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag != "--budget":
+            rest.append(word)
+            continue
+        value = value if equals else words.pop(0) if words else ""
+        number, seconds = value.removesuffix("s"), value.endswith("s")
+        if not number.replace(".", "", 1 if seconds else 0).isdigit():
+            raise ConfigError(f"--budget {value}: write a number of utterances, `3`, or of seconds, `30s`.")
+        rest += ["--hyper.seconds" if seconds else "--hyper.utterances", number]
+    return rest
+
+
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker, or a space: `specialize train experiments/FILE.py [--field value …]`."""
     from specialize.corpus import CorpusConfig
@@ -197,7 +214,7 @@ def train(words: list[str]) -> None:
     example = Experiment("NAME", Path("BASE"), CorpusConfig(Path("MANIFEST")))
     file, rest, experiment = _experiment_of("train", words, example, SpaceTraining)
     rest, experiment = _choose_kind(rest, experiment, "submodel", KINDS)
-    rest = _spelt_out(rest, "--strict", "--corpus.strict")
+    rest = _budgeted(_spelt_out(rest, "--strict", "--corpus.strict"))
     described = "Train a Submodel for each speaker of the corpus, many at a time in one compiled step."
     if isinstance(experiment, SpaceTraining):
         rest, experiment = _choose_kind(rest, experiment, "space", GENERATORS)

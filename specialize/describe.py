@@ -227,9 +227,11 @@ def describe_plan(planned: Plan, turns: int = 1) -> Iterator[str]:
     for program in planned.programs:
         yield f"  {program.spec}"
         layout = planned.layout(program, measure=True)
-        each = size(planned.cohort(program, layout).anchor())
+        each, trained = planned.cohort(program, layout).parameters_each()
         yield f"    jobs         {len(program.jobs)}, of at most {experiment.stop.max_steps} steps"
         yield f"    parameters   {each:,} each ({each / whole:.2%} of the base), {gigabytes(4 * each)}"
+        if planned.space is not None:
+            yield f"    trained      {trained:,} each ({experiment.fit} of the space '{experiment.space}')"
         together = "all" if layout.chunk == 0 else str(layout.chunk)
         yield f"    slots        {layout.slots}; of those of a device, {together} are computed together"
         work = planned.work(program, layout.slots)

@@ -27,6 +27,7 @@ from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, Job
 from specialize.train.estimate import Workload, choose_layout
 from specialize.train.jobs import stack_hyper
+from specialize.train.trainee import Plain
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def _cohort(options: Benchmark, base: Base, slots: int) -> Cohort:
     devices = mesh.devices.size
 
     def make(local: int, chunk: int) -> Cohort:
-        return Cohort(base.architecture, options.submodel, sites, mesh, local * devices, random=False, chunk=chunk)
+        return Cohort(
+            base.architecture, Plain(options.submodel, sites), mesh, local * devices, random=False, chunk=chunk
+        )
 
     size = Size(int(options.seconds * base.architecture.sample_rate), options.labels)
     work = Workload(options.batch, options.batch, size)
@@ -110,7 +113,7 @@ def _time(options: Benchmark, base: Base, cohort: Cohort, together: int) -> tupl
     """Median seconds of K steps in one dispatch, and in K."""
     slots = cohort.slots
     jobs: list[Job | None] = [None] * slots
-    params, anchor = cohort.place_replicated(base.params), cohort.place_replicated(cohort.anchor())
+    params, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
     hyper, active = cohort.place((stack_hyper(jobs), np.ones(slots, bool)))
     batches = _batches(options, base.architecture.sample_rate, slots, together)
     parts = [jax.tree.map(lambda leaf, k=k: leaf[:, k], batches) for k in range(together)]

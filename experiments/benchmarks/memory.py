@@ -14,6 +14,7 @@ from specialize.base import load_base
 from specialize.submodel import AnyKind, ResidualAdapter, find_sites
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort
+from specialize.train.trainee import Plain
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def main(options: Benchmark) -> None:
     sites = find_sites(options.submodel, base.architecture, base.params)
     rows = []
     for slots in options.slots:
-        cohort = Cohort(base.architecture, options.submodel, sites, speaker_mesh(), slots, random=False)
+        cohort = Cohort(base.architecture, Plain(options.submodel, sites), speaker_mesh(), slots, random=False)
         before = _alive()
         state = jax.block_until_ready(cohort.empty_state())
         size = _alive() - before

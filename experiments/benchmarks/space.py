@@ -27,6 +27,7 @@ from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters
 from specialize.train.estimate import Workload, choose_layout
 from specialize.train.joint_step import JointStep
+from specialize.train.trainee import Plain
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def main(options: Benchmark) -> None:
 
     def make(local: int, chunk: int) -> Cohort:
         count = local * mesh.devices.size
-        return Cohort(base.architecture, options.submodel, sites, mesh, count, random=False, chunk=chunk)
+        return Cohort(base.architecture, Plain(options.submodel, sites), mesh, count, random=False, chunk=chunk)
 
     rate = base.architecture.sample_rate
     work = Workload(options.rows, options.rows, Size(int(options.seconds * rate), options.labels))
     cohort = make(local, choose_layout(make, base.params, work, local, options.chunk).chunk)
-    params, batch = cohort.place_replicated(base.params), cohort.place(_batch(options, rate))
+    params, batch = cohort.place_frozen(base.params), cohort.place(_batch(options, rate))
     rows = []
     for generator in (Linear(options.dim), Hypernetwork(options.dim)):
         template = init_submodel(options.submodel, sites, jax.random.key(0))

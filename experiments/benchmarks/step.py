@@ -31,6 +31,7 @@ from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters, Job
 from specialize.train.estimate import Workload, choose_layout
 from specialize.train.jobs import stack_hyper
+from specialize.train.trainee import Plain
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,15 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
 
     def make(local: int, chunk: int) -> Cohort:
         count = local * devices
-        return Cohort(base.architecture, options.submodel, sites, mesh, count, random=options.random, chunk=chunk)
+        return Cohort(
+            base.architecture, Plain(options.submodel, sites), mesh, count, random=options.random, chunk=chunk
+        )
 
     rows = batch if batch % options.rows else options.rows
     work = Workload(batch, rows, Size(int(options.seconds * 16_000), options.labels))
     chunk = choose_layout(make, base.params, work, slots // devices, options.chunk).chunk
     cohort = make(slots // devices, chunk)
-    params, anchor = cohort.place_replicated(base.params), cohort.place_replicated(cohort.anchor())
+    params, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
     jobs: list[Job | None] = [None] * slots
     hyper = cohort.place(stack_hyper(jobs))._replace(learning_rate=jnp.full((slots,), HyperParameters().learning_rate))
     state = cohort.reset(cohort.empty_state(), hyper, cohort.place(np.ones(slots, bool)))

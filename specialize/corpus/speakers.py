@@ -46,6 +46,8 @@ class Speaker:
     test: tuple[Utterance, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
     """Columns of the manifest that are the same in all lines of the speaker."""
+    sample_rate: int = _DEFAULT_RATE
+    """Hz, by which the lengths of utterances are counted."""
 
     def split(self, name: str) -> tuple[Utterance, ...]:
         """Utterances of `train`, `dev` or `test`."""
@@ -120,9 +122,9 @@ def open_corpus(config: CorpusConfig, base: Base | None = None, *, needs: Sequen
             for part, found in utterances.items():
                 pooled[part] += found
         else:
-            speakers.append(_speaker(name, utterances, _common([built.rows[i] for i in places])))
+            speakers.append(_speaker(name, utterances, _common([built.rows[i] for i in places]), rate))
     if config.pool is not None:
-        speakers = [_speaker(config.pool, pooled, {})]
+        speakers = [_speaker(config.pool, pooled, {}, rate)]
     usable = []
     for speaker in speakers:
         lacking = [part for part in needs if not speaker.split(part)]
@@ -224,9 +226,11 @@ def _utterance(row: Row, place: int, samples: int, style: str, base: Base | None
     return dataclasses.replace(utterance, labels=tuple(labels))
 
 
-def _speaker(name: str, utterances: dict[str, list[Utterance]], attributes: dict[str, Any]) -> Speaker:
+def _speaker(
+    name: str, utterances: dict[str, list[Utterance]], attributes: dict[str, Any], sample_rate: int
+) -> Speaker:
     train, dev, test = (tuple(utterances.get(part, ())) for part in ("train", "dev", "test"))
-    return Speaker(name, train, dev, test, attributes)
+    return Speaker(name, train, dev, test, attributes, sample_rate)
 
 
 def _common(rows: Iterable[Row]) -> dict[str, Any]:

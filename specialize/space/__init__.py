@@ -12,7 +12,7 @@ from specialize.space.generators import (
 )
 from specialize.space.look import Principal, nearest, principal
 from specialize.space.pca import fit_linear
-from specialize.space.space import Space, generated, load_space, save_space
+from specialize.space.space import Space, generated, load_space, save_space, told_of
 
 __all__ = [
     "GENERATORS",
@@ -31,5 +31,6 @@ __all__ = [
     "nearest",
     "principal",
     "save_space",
+    "told_of",
     "write_compact",
 ]

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from specialize.errors import SpecError, StoreError
 from specialize.space.generators import Linear, Shared
-from specialize.space.space import TOLD, Space, generated
+from specialize.space.space import Space, generated, told_of
 from specialize.submodel import StoredSubmodel, Submodel
 from specialize.submodel.checkpoint import check_base
 from specialize.submodel.kinds import spec_from_json, spec_to_json
@@ -129,8 +129,7 @@ class CompactStore:
         }
         facts: dict[str, Any] = {} if beats[0] == _UNKNOWN else {"beats_base_on_dev": bool(beats[0])}
         facts |= {name: float(loss) for name, loss in zip(_LOSSES, losses[0], strict=True) if np.isfinite(loss)}
-        facts |= {"embedding": e.tolist()} if e.size <= TOLD else {}
-        return StoredSubmodel(submodel, self.spec, speaker, self.base, facts)
+        return StoredSubmodel(submodel, self.spec, speaker, self.base, facts | told_of(e))
 
     def _load_shared(self) -> tuple[Shared, np.ndarray]:
         """Mean and basis as float32, and what coefficients are to be multiplied with; read and checked once."""

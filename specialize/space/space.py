@@ -17,7 +17,7 @@ from specialize.submodel.kinds import spec_from_json, spec_to_json
 
 FORMAT = 1
 """Version of the metadata; a space of a later version is refused."""
-TOLD = 256
+_TOLD = 256
 """Up to so many numbers of an embedding are among the facts of a Submodel that is made from it."""
 _ENTRIES = {"base": str, "spec": dict, "generator": dict, "speakers": list, "training": dict, "facts": dict}
 
@@ -79,8 +79,17 @@ class Space:
         """
         e = np.asarray(e, np.float32)
         submodel = jax.device_get(generated(self.generator, self.shared, e))
-        told = {"embedding": e.tolist()} if e.size <= TOLD else {}
-        return StoredSubmodel(submodel, self.spec, speaker, self.base, told)
+        return StoredSubmodel(submodel, self.spec, speaker, self.base, told_of(e))
+
+    def middle(self) -> Float[np.ndarray, "K"]:
+        """The mean of the embeddings."""
+        points = np.stack(list(self.embeddings.values()))
+        return np.asarray(points.mean(axis=0, dtype=np.float64), np.float32)
+
+
+def told_of(e: Float[np.ndarray, "K"]) -> dict[str, Any]:
+    """An embedding among the facts of a Submodel: JSON data."""
+    return {"embedding": e.tolist()} if e.size <= _TOLD else {}
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from specialize.corpus import Size
 from specialize.errors import ConfigError
 from specialize.submodel import size
 from specialize.train.jobs import stack_hyper
-from specialize.train.step import Cohort
+from specialize.train.step import Cohort, Frozen
 
 _CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2, 3)}
 """Slots that are computed together and may be faster than all at once, by platform: on a CPU, what its cache holds."""
@@ -114,7 +114,7 @@ def _kept(measure: Callable[[], dict[str, float]], what: str, cohort: Cohort, *a
     device = cohort.mesh.devices.flat[0]
     machine = (platform.node(), device.platform, device.device_kind, os.cpu_count(), jax.__version__)
     machine = (*machine, cohort.mesh.devices.size)
-    identity = repr((what, *machine, cohort.architecture, cohort.spec, cohort.random, *about))
+    identity = repr((what, *machine, cohort.architecture, cohort.spec, cohort.trainee.name, cohort.random, *about))
     path = cache_root() / "layouts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())["measured"]
@@ -146,9 +146,9 @@ def seconds_of_part(cohort: Cohort, params: Any, work: Workload) -> float:
 
 
 def _part(cohort: Cohort, params: Any, work: Workload) -> Callable[[], Any]:
-    submodel, hyper, step, batch = _arguments(cohort, work)
-    placed = cohort.place_replicated(params)
-    return lambda: cohort.gradient(placed, submodel, hyper, step, np.uint32(0), batch)
+    trained, hyper, step, batch = _arguments(cohort, work)
+    frozen = cohort.place_frozen(params)
+    return lambda: cohort.gradient(frozen, trained, hyper, step, np.uint32(0), batch)
 
 
 def _arguments(cohort: Cohort, work: Workload) -> tuple[Any, ...]:
@@ -161,13 +161,13 @@ def _arguments(cohort: Cohort, work: Workload) -> tuple[Any, ...]:
         label_lengths=np.full(shape, work.longest.labels, np.int32),
     )
     state = cohort.empty_state()
-    return cohort.place((state.submodel, stack_hyper([None] * cohort.slots), state.step, batch))
+    return cohort.place((state.trained, stack_hyper([None] * cohort.slots), state.step, batch))
 
 
 def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
     """Bytes that a device needs in training: what the compiler plans for a part or a dispatch, and what is kept.
 
-    The cohort keeps Submodels, two moments and the best of each slot, a copy of these while a state is saved, a
+    The cohort keeps what is trained, two moments and the best of each slot, a copy of these while a state is saved, a
     gradient for each part, the batches of the dispatches under way, and audio that lives on the device.
     """
     devices = cohort.mesh.devices.size
@@ -184,24 +184,24 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
         label_lengths=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
     )
     state = jax.eval_shape(cohort.empty_state)
-    shared = abstract(params, cohort.replicated)
+    frozen = abstract(Frozen(params, cohort.trainee.shared), cohort.replicated)
     of_slots = abstract(state, sharding)
     hyper = abstract(stack_hyper([None] * cohort.slots), sharding)
     if work.together == 1:
         part = jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated)
-        lowered = cohort.gradient.lower(shared, of_slots.submodel, hyper, of_slots.step, part, batch)
+        lowered = cohort.gradient.lower(frozen, of_slots.trained, hyper, of_slots.step, part, batch)
     else:
         active = jax.ShapeDtypeStruct((cohort.slots,), np.bool_, sharding=sharding)
         anchor = abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
-        lowered = cohort.steps.lower(shared, of_slots, hyper, active, anchor, batch)
+        lowered = cohort.steps.lower(frozen, of_slots, hyper, active, anchor, batch)
     planned = lowered.compile().memory_analysis()
     parts = work.batch // work.rows
-    submodels = 4 * size(state.submodel) // devices
+    trained = 4 * size(state.trained) // devices
     audio = 4 * int(np.prod(batch.audio.shape)) // devices
     return (
         int(planned.temp_size_in_bytes)
-        + sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        + submodels * (8 + parts)
+        + sum(leaf.nbytes for leaf in jax.tree.leaves((params, cohort.trainee.shared)))
+        + trained * (8 + parts)
         + audio * parts * 3
         + work.resident
     )

@@ -14,6 +14,7 @@ from specialize.space.generators import GENERATORS, generator_from_json, generat
 from specialize.submodel.kinds import AnyKind, ResidualAdapter, spec_from_json, spec_to_json
 from specialize.train.jobs import HyperParameters
 from specialize.train.schedule import Stopping
+from specialize.train.trainee import Fit
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class Experiment:
     """Which point of the grid is kept, by dev loss: each speaker's own best, or the one that is best on average."""
     start: Path | None = None
     """A stored Submodel of the same kind and sizes that every job starts from; None starts at no effect."""
+    space: Path | None = None
+    """Folder of a run that trained a space, or of a space: each job is a new speaker's point of it, from the middle of
+    those that it was trained on. Kind, places and sizes of the Submodels are then the space's."""
+    fit: Fit = "embedding-then-unfreeze"
+    """With a space, what is trained: the speaker's embedding; the Submodel itself, from what the space generates in its
+    middle; or the embedding for the first `hyper.embedding_steps` steps, and then the Submodel from there."""
     context: Literal["needed", "full"] = "needed"
     """Length that a Whisper encoder sees in training: what the batch needs, or always 30 s."""
     save_seconds: float = 60.0

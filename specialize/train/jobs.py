@@ -22,8 +22,8 @@ class HyperParameters:
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.0
-    """Decoupled decay (Loshchilov & Hutter 2017, arXiv 1711.05101), towards where the Submodel has no effect, or
-    towards the start where one is given."""
+    """Decoupled decay (Loshchilov & Hutter 2017, arXiv 1711.05101), towards where the Submodel has no effect, towards
+    the start where one is given, or towards its point of the space."""
     warmup: int = 4
     """Steps over which the learning rate rises from zero."""
     final: float = 0.1
@@ -37,8 +37,16 @@ class HyperParameters:
     seed: int = 0
     """Seed of initialisation, order of utterances, dropout and SpecAugment, together with the speaker's id."""
     utterances: int | None = None
-    """Train on only so many of a speaker's utterances, drawn by the seed; None takes all. A smaller budget is part of a
-    larger one of the same seed."""
+    """Train on only the first so many of a speaker's utterances, in the order of the manifest; None takes all."""
+    seconds: float | None = None
+    """Train on only the first utterances that together last at most so many seconds, and on at least one; None takes
+    all."""
+    embedding_rate: float = 0.1
+    """Peak learning rate of the speaker's embedding, where one is fitted to a space."""
+    embedding_decay: float = 0.0
+    """Decoupled decay of the embedding towards the middle of the space."""
+    embedding_steps: int = 12
+    """Steps that train the embedding before the Submodel is trained itself, with `fit=embedding-then-unfreeze`."""
 
     def __post_init__(self):
         for name, low, high in (
@@ -48,12 +56,17 @@ class HyperParameters:
             ("final", 0.0, 1.0),
             ("dropout", 0.0, 0.99),
             ("spec_augment", 0.0, 4.0),
+            ("embedding_rate", 0.0, np.inf),
+            ("embedding_decay", 0.0, np.inf),
+            ("embedding_steps", 1, np.inf),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name}={value}, but it must lie between {low} and {high}.")
         if self.utterances is not None and self.utterances < 1:
             raise ConfigError(f"utterances={self.utterances}, but it must be at least 1, or None for all.")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigError(f"seconds={self.seconds}, but it must be positive, or None for all.")
         if not self.clip > 0:
             raise ConfigError(f"clip={self.clip}, but it must be positive; use inf for no clipping.")
 
@@ -68,6 +81,9 @@ class Hyper(NamedTuple):
     clip: Any
     dropout: Any
     spec_augment: Any
+    embedding_rate: Any
+    embedding_decay: Any
+    embedding_steps: Any
     seed: Any
     """uint32 [S]; made from the job's seed and its speaker, so that the slot does not matter."""
     steps: Any
@@ -94,11 +110,12 @@ class Job:
     @cached_property
     def train(self) -> tuple[Utterance, ...]:
         """The utterances that the job trains on, within its budget."""
-        utterances, budget = self.speaker.train, self.hyper.utterances
-        if budget is None or budget >= len(utterances):
-            return utterances
-        chosen = np.random.default_rng((self.seed, 2)).permutation(len(utterances))[:budget]
-        return tuple(utterances[i] for i in sorted(chosen.tolist()))
+        chosen = self.speaker.train[: self.hyper.utterances]
+        if self.hyper.seconds is None:
+            return chosen
+        ends = itertools.accumulate(utterance.samples for utterance in chosen)
+        most = self.hyper.seconds * self.speaker.sample_rate
+        return chosen[: max(1, sum(end <= most for end in ends))]
 
     def at(self, step: int) -> Assignment:
         """What a slot trains on from a step on."""

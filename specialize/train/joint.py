@@ -17,7 +17,7 @@ from specialize.train.estimate import Layout
 from specialize.train.experiment import CohortConfig, Experiment
 from specialize.train.jobs import HyperParameters, Jobs
 from specialize.train.joint_step import JointStep
-from specialize.train.programs import Plan, Program, plan
+from specialize.train.planning import Plan, Program, plan
 from specialize.train.run import SpeakersRun
 from specialize.train.schedule import Stopping
 from specialize.train.turns import Turns

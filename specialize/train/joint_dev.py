@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from specialize.corpus import Faults, Shapes, eval_batches
 from specialize.submodel import Submodel
 from specialize.train.joint import SpacePlan
 from specialize.train.loop import mean_per_token
-from specialize.train.step import Cohort
+from specialize.train.step import Cohort, Frozen
 
 
 class DevSets:
@@ -23,14 +22,14 @@ class DevSets:
     Args:
         planned: whose dev sets.
         cohort: computes the losses.
-        params: of the base, replicated.
+        frozen: of the cohort.
         shapes: lengths to pad to.
         faults: takes utterances that cannot be read; the loss of their speakers is NaN.
     """
 
-    def __init__(self, planned: SpacePlan, cohort: Cohort, params: Any, shapes: Shapes, faults: Faults):
+    def __init__(self, planned: SpacePlan, cohort: Cohort, frozen: Frozen, shapes: Shapes, faults: Faults):
         self._plan, self._jobs, self._cohort = planned.plan, planned.jobs, cohort
-        self._params, self._shapes, self._faults = params, shapes, faults
+        self._frozen, self._shapes, self._faults = frozen, shapes, faults
         self._waves = -(-len(self._jobs) // cohort.slots)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="dev")
         self._ahead: Future[list[Batch]] = self._pool.submit(self._wave, 0)
@@ -45,10 +44,10 @@ class DevSets:
         found = []
         for wave, batches in enumerate(self._batches()):
             if bank is None:
-                found.append(mean_per_token(self._cohort.evaluate_alone(self._params, batch) for batch in batches))
+                found.append(mean_per_token(self._cohort.evaluate_alone(self._frozen, batch) for batch in batches))
             else:
                 made = bank(wave)
-                found.append(mean_per_token(self._cohort.evaluate(self._params, made, batch) for batch in batches))
+                found.append(mean_per_token(self._cohort.evaluate(self._frozen, made, batch) for batch in batches))
         return np.concatenate(found)[: len(self._jobs)]
 
     def close(self) -> None:

@@ -95,9 +95,9 @@ class _Sitting:
         self.cohort, self.slots = self.joint.cohort, self.layout.slots
         self.turns = planned.turns(self.slots, self.at.left_out)
         self.faults = Faults()
-        self.params = self.cohort.place_replicated(planned.plan.base.params)
+        self.frozen = self.cohort.place_frozen(planned.plan.base.params)
         self.shapes, dev_shapes = planned.plan.shapes(planned.program, self.slots)
-        self.dev = DevSets(planned, self.cohort, self.params, dev_shapes, self.faults)
+        self.dev = DevSets(planned, self.cohort, self.frozen, dev_shapes, self.faults)
         before = saved.progress if saved is not None else {"metrics": 0, "seconds": 0.0}
         self.metrics = MetricsLog(run.folder / "metrics.jsonl", before["metrics"])
         self.curves = TensorBoardLog(run.folder / "tensorboard") if run.experiment.tensorboard else None
@@ -166,7 +166,7 @@ class _Sitting:
                 jax.block_until_ready(metrics[0].loss)
             place = cohort.place
             state, measured = self.joint.step(
-                self.params,
+                self.frozen,
                 state,
                 place(np.maximum(rows, 0)),
                 place(rows >= 0),

@@ -20,7 +20,8 @@ from specialize.space import Generator, Shared
 from specialize.submodel import Submodel
 from specialize.submodel.bank import SPEAKER
 from specialize.train.jobs import Hyper, HyperParameters
-from specialize.train.step import ADAM, Cohort, Metrics, Partial, adam_init, learning_rate
+from specialize.train.step import ADAM, Cohort, Frozen, Metrics, Partial, adam_init
+from specialize.train.trainee import learning_rate
 
 
 class Sums(NamedTuple):
@@ -140,7 +141,7 @@ class JointStep:
 
     def step(
         self,
-        params: Any,
+        frozen: Frozen,
         state: SpaceState,
         rows: Any,
         active: Any,
@@ -152,7 +153,7 @@ class JointStep:
         """One step of the space.
 
         Args:
-            params: of the base, replicated.
+            frozen: of the cohort.
             state: donated.
             rows: int32 [S], the speaker of each slot.
             active: bool [S]; the other slots count for nothing and stay as they are.
@@ -163,7 +164,7 @@ class JointStep:
         """
         bank = self.generate(state.shared, state.embeddings, rows)
         partials = tuple(
-            self.cohort.gradient(params, bank, hyper, steps, np.uint32(index), part) for index, part in enumerate(parts)
+            self.cohort.gradient(frozen, bank, hyper, steps, np.uint32(index), part) for index, part in enumerate(parts)
         )
         return self.apply(state, rows, active, anchor, partials)
 
@@ -183,7 +184,8 @@ class JointStep:
         self, state: SpaceState, rows: Any, active: Any, anchor: Shared, partials: tuple[Partial, ...]
     ) -> tuple[SpaceState, Metrics]:
         """Of the slots of one device."""
-        pace = learning_rate(self._schedule(), state.step)
+        of = self._hyper
+        pace = learning_rate(state.step, 1.0, of.warmup, self._steps, of.final)
         loss, norm, finite, gradient = jax.vmap(self._slot_gradient)(_sum(partials))
         taken = active & finite
         gradient = jax.tree.map(lambda g: jnp.where(taken.reshape(-1, *(1,) * (g.ndim - 1)), g, 0.0), gradient)
@@ -237,10 +239,6 @@ class JointStep:
         measured = Sums(loss, norm, 1.0)
         sums = jax.tree.map(lambda kept, new: kept.at[row].add(jnp.where(taken, new, 0.0)), sums, measured)
         return table.at[row].set(e), moments, skipped.at[row].add(active & ~taken), sums
-
-    def _schedule(self) -> Hyper:
-        of = self._hyper
-        return Hyper(1.0, of.weight_decay, of.warmup, of.final, of.clip, of.dropout, of.spec_augment, 0, self._steps)
 
 
 def _sum(partials: Sequence[Partial]) -> Partial:

@@ -44,6 +44,8 @@ class Finished:
     looks: list[tuple[int, float]]
     ended: str | None = None
     """Why the job ended before its time, other than by patience."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """What the trainee says of it. JSON data."""
 
     @property
     def quarantined(self) -> bool:
@@ -67,6 +69,7 @@ class Finished:
             "ended": self.ended,
             "hyper": to_json(self.job.hyper),
             "looks": [[step, finite_or_none(loss)] for step, loss in self.looks],
+            **self.beside,
         }
 
 
@@ -117,7 +120,7 @@ class CohortTrainer:
 
     def __post_init__(self):
         self._faults = Faults()
-        self._params: Any = self.cohort.place_replicated(self.base.params)
+        self._frozen = self.cohort.place_frozen(self.base.params)
         self._audio: ResidentAudio | None = None
         if self.resident:
             longest = self.train_shapes.sizes[-1].samples
@@ -168,7 +171,7 @@ class CohortTrainer:
                     self._count(jobs, dispatch)
                     if len(metrics) >= IN_FLIGHT:
                         jax.block_until_ready(metrics[-IN_FLIGHT])
-                    state, measured = cohort.step(self._params, state, hyper, active, anchor, parts)
+                    state, measured = cohort.step(self._frozen, state, hyper, active, anchor, parts)
                     metrics.append(measured)
                     schedule.advance(dispatch.steps)
                     if listener.saves():
@@ -223,21 +226,21 @@ class CohortTrainer:
         if block not in self._starts:
             jobs: list[Job | None] = list(self.schedule.jobs[block * slots : (block + 1) * slots])
             batches = self._dev_batches(jobs + [None] * (slots - len(jobs)))
-            base = mean_per_token(self.cohort.evaluate_alone(self._params, batch) for batch in batches)
+            base = mean_per_token(self.cohort.evaluate_alone(self._frozen, batch) for batch in batches)
             start = base if self.cohort.starts_as_base else self._losses(batches, self.cohort.anchor())
             needed = {running.place // slots for running in self.schedule.slots if running is not None}
             self._starts = {k: v for k, v in self._starts.items() if k in needed}
             self._starts[block] = list(zip(base.tolist(), start.tolist(), strict=True))
         return self._starts[block][place % slots]
 
-    def _losses(self, batches: Iterable[Batch], submodel: Submodel) -> np.ndarray:
-        bank = self.cohort.place(broadcast(submodel, self.cohort.slots))
-        return mean_per_token(self.cohort.evaluate(self._params, bank, batch) for batch in batches)
+    def _losses(self, batches: Iterable[Batch], trained: Any) -> np.ndarray:
+        bank = self.cohort.place(broadcast(trained, self.cohort.slots))
+        return mean_per_token(self.cohort.evaluate(self._frozen, bank, batch) for batch in batches)
 
     def _look(self, state: CohortState, dev: list[Batch], means: Means, listener: Listener) -> CohortState:
         cohort, schedule = self.cohort, self.schedule
         due = schedule.due()
-        losses = mean_per_token(cohort.evaluate(self._params, state.submodel, batch) for batch in dev)
+        losses = mean_per_token(cohort.evaluate(self._frozen, state.trained, batch) for batch in dev)
         improved = schedule.look(losses.tolist(), due)
         state = cohort.keep_best(state, cohort.place(np.isin(np.arange(cohort.slots), improved)))
         skipped = np.asarray(jax.device_get(state.skipped))
@@ -252,7 +255,7 @@ class CohortTrainer:
         return state
 
     def _finish(self, state: CohortState, listener: Listener) -> None:
-        ended = self.schedule.finish()
+        cohort, ended = self.cohort, self.schedule.finish()
         if not ended:
             return
         skipped = jax.device_get(state.skipped)
@@ -260,9 +263,10 @@ class CohortTrainer:
             reason = running.ended
             if reason is None and not math.isfinite(running.best_loss):
                 reason = "its dev loss was never finite" + self._broken(running.job)
+            submodel, beside = cohort.trainee.export(jax.device_get(cohort.take(state.best, np.int32(slot))))
             finished = Finished(
                 job=running.job,
-                submodel=jax.device_get(self.cohort.take(state.best, np.int32(slot))),
+                submodel=submodel,
                 steps=running.step,
                 best_step=running.best_step,
                 base_dev_loss=running.base_loss,
@@ -270,6 +274,7 @@ class CohortTrainer:
                 skipped=int(skipped[slot]),
                 looks=running.looks,
                 ended=reason,
+                beside=beside,
             )
             listener.finished(slot, finished)
 

@@ -1,8 +1,10 @@
 """A run before it begins: everything checked, and each of its programs laid out."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -20,6 +22,7 @@ from specialize.corpus import (
     train_shapes,
 )
 from specialize.errors import ConfigError, FingerprintMismatch
+from specialize.space import Space, load_space
 from specialize.submodel import Kind, Submodel, find_sites, load_submodel
 from specialize.submodel.bank import check_slots, speaker_mesh
 from specialize.train.estimate import (
@@ -38,8 +41,9 @@ from specialize.train.experiment import Experiment
 from specialize.train.jobs import HyperParameters, Jobs, parse_grid
 from specialize.train.loop import CohortTrainer
 from specialize.train.resident import resident_bytes
-from specialize.train.schedule import Schedule
+from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort
+from specialize.train.trainee import Plain, Point, Trainee
 
 _COMPILING_SECONDS = 120.0
 """What a size costs beside its padding, in seconds of audio. Two CPU cores train on 240 s in the time of a compilation
@@ -71,6 +75,7 @@ class Plan:
     corpus: Corpus
     mesh: Mesh
     start: Submodel | None
+    space: Space | None
     points: list[tuple[Kind, HyperParameters]]
     """Of the grid; one without a grid."""
     programs: list[Program]
@@ -88,15 +93,20 @@ class Plan:
         points = program.jobs.points
         return Cohort(
             self.base.architecture,
-            program.spec,
-            find_sites(program.spec, self.base.architecture, self.base.params),
+            self.trainee(program),
             self.mesh,
             layout.slots,
-            start=self.start,
             random=any(p.dropout > 0 or p.spec_augment > 0 for p in points),
             chunk=layout.chunk,
             alone=self.base.alone().architecture,
         )
+
+    def trainee(self, program: Program) -> Trainee:
+        """What the slots of a program train."""
+        if self.space is not None:
+            return Point(self.space, self.experiment.fit)
+        sites = find_sites(program.spec, self.base.architecture, self.base.params)
+        return Plain(program.spec, sites, self.start)
 
     def shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
         """Sizes of the training batches and of the dev batches of a program."""
@@ -193,6 +203,15 @@ class Plan:
         return seconds / (layout.slots * work.rows * size.samples)
 
     @property
+    def stopping(self) -> Stopping:
+        """When jobs end: not before the Submodel itself has had its turn, where the embedding has the first."""
+        stop = self.experiment.stop
+        if self.space is None or self.experiment.fit != "embedding-then-unfreeze":
+            return stop
+        steps = max(hyper.embedding_steps for _, hyper in self.points)
+        return dataclasses.replace(stop, min_steps=max(stop.min_steps, min(steps + stop.every, stop.max_steps)))
+
+    @property
     def memory(self) -> int | None:
         """Bytes of each device; None where it does not say."""
         return device_memory(self.mesh.devices.flat[0])
@@ -200,7 +219,7 @@ class Plan:
     def trainer(self, program: Program, layout: Layout) -> CohortTrainer:
         """What trains a program."""
         cohort = self.cohort(program, layout)
-        schedule = Schedule(program.jobs, layout.slots, self.experiment.stop, self.experiment.cohort.refill)
+        schedule = Schedule(program.jobs, layout.slots, self.stopping, self.experiment.cohort.refill)
         of_training, of_dev = self.shapes(program, layout.slots)
         lives = self.resident(program, of_training.sizes[-1].samples) > 0
         resident = program.utterances if lives else []
@@ -218,6 +237,9 @@ def plan(experiment: Experiment) -> Plan:
         SpecializeError: the base, the corpus, the spec or the settings cannot be used.
     """
     base = load_base(experiment.base).with_context(experiment.context)
+    space = None if experiment.space is None else _load_space(experiment, base)
+    if space is not None:
+        experiment = dataclasses.replace(experiment, submodel=space.spec)
     points = parse_grid(experiment.grid, experiment.hyper, experiment.submodel)
     if experiment.stop.halving and len(points) == len({spec for spec, _ in points}):
         raise ConfigError(
@@ -249,7 +271,34 @@ def plan(experiment: Experiment) -> Plan:
         jobs = Jobs(speakers, hypers, experiment.stop.max_steps, first)
         programs.append(Program(spec, jobs))
         first += len(hypers)
-    return Plan(experiment, base, corpus, mesh, start, points, programs)
+    return Plan(experiment, base, corpus, mesh, start, space, points, programs)
+
+
+def _load_space(experiment: Experiment, base: Base) -> Space:
+    """The space that jobs are points of.
+
+    Raises:
+        ConfigError: the experiment asks for what does not go with one.
+        StoreError: there is no space.
+        FingerprintMismatch: it belongs to another base.
+    """
+    folder, hyper, stop = Path(experiment.space or ""), experiment.hyper, experiment.stop
+    if experiment.start is not None:
+        raise ConfigError(f"Jobs start in the space '{folder}', and so not at '{experiment.start}'. Give --start None.")
+    if varied := [axis for axis in experiment.grid if axis.startswith("submodel.")]:
+        raise ConfigError(f"--grid {varied[0]}: the Submodels of a space are all of its kind and sizes.")
+    if experiment.fit == "embedding-then-unfreeze":
+        steps = max(hyper.embedding_steps for _, hyper in parse_grid(experiment.grid, hyper, experiment.submodel))
+        if steps >= stop.max_steps:
+            raise ConfigError(
+                f"hyper.embedding_steps={steps} leaves nothing of stop.max_steps={stop.max_steps} for the Submodel. "
+                "Give more steps, or --fit embedding."
+            )
+    inner = folder / "space"
+    try:
+        return load_space(inner if inner.is_dir() else folder, base=base.fingerprint)
+    except FingerprintMismatch as error:
+        raise FingerprintMismatch(f"{error} Give a space of this base (--space).") from None
 
 
 def load_start(experiment: Experiment, specs: Sequence[Kind], base: Base) -> Submodel:

@@ -2,17 +2,17 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from specialize.errors import StoreError
-from specialize.submodel import Submodel, size
+from specialize.submodel import size
 from specialize.submodel.sites import flatten
 from specialize.train.estimate import Layout, told_of_memory
 from specialize.train.experiment import Experiment, to_json
-from specialize.train.planning import Plan, Program, plan
+from specialize.train.planning import Plan, plan
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
 from specialize.train.run import Run, stop_signal, write_json
@@ -39,11 +39,12 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
     """
     planned = plan(experiment)
     run = Run.begin(
-        experiment,
+        planned.experiment,
         overwrite=overwrite,
         base=planned.base.fingerprint,
         corpus=planned.corpus.built.folder.name,
         start=None if planned.start is None else _digest(planned.start),
+        space=None if planned.space is None else _digest(planned.space.shared | {"embeddings": planned.space.middle()}),
     )
     with run.held(), progress or Progress() as shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)
@@ -75,10 +76,13 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
             f"'{run.folder}'. The first is that of '{speaker}': {reason}. When that is mended, the same command makes "
             "what is missing."
         )
+    one = Layout(planned.mesh.devices.size, 0)
+    sizes = [planned.cohort(program, one).parameters_each() for program in planned.programs]
     summary = {
         "submodels": sum(chosen.values()),
         "jobs": recorder.ended,
-        "parameters_each": max(_parameters(planned, program) for program in planned.programs),
+        "parameters_each": max(submodel for submodel, _ in sizes),
+        "trained_each": max(trained for _, trained in sizes),
         "base_parameters": size(planned.base.params),
         **recorder.layout,
         "devices": [f"{d.platform}:{d.device_kind}" for d in planned.mesh.devices.flat],
@@ -120,18 +124,14 @@ def _train_programs(
         recorder.totals = recorder.totals + trainer.totals
 
 
-def _digest(submodel: Submodel) -> str:
-    """32 hex digits over every parameter of a Submodel."""
+def _digest(tree: Mapping[str, Any]) -> str:
+    """32 hex digits over every array of a tree."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(submodel).items()):
+    for path, leaf in sorted(flatten(tree).items()):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.dtype.str} {array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:32]
-
-
-def _parameters(planned: Plan, program: Program) -> int:
-    return size(planned.cohort(program, Layout(planned.mesh.devices.size, 0)).anchor())
 
 
 def _grid(planned: Plan, recorder: Recorder, chosen: dict[int, int]) -> list[dict[str, Any]]:

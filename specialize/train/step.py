@@ -20,31 +20,41 @@ from jax.sharding import Mesh, PartitionSpec
 
 from specialize.base import Batch
 from specialize.base.architecture import Architecture, Augment
-from specialize.submodel import Dropout, Kind, Site, Submodel, init_submodel, inserted
+from specialize.submodel import Dropout, Submodel, inserted, size
 from specialize.submodel.bank import SPEAKER, check_slots, replicated, slot_sharding
-from specialize.submodel.insert import neutral
 from specialize.train.jobs import Hyper
+from specialize.train.trainee import Trainee
+
+
+class Frozen(NamedTuple):
+    """What no step changes, replicated."""
+
+    params: Any
+    """Of the base."""
+    shared: Any
+    """Of the trainee."""
 
 
 class CohortState(NamedTuple):
     """All that a cohort carries from step to step; every leaf leads with S."""
 
-    submodel: Submodel
+    trained: Any
+    """Of the trainee: the Submodels, or points of a space."""
     moments: optax.ScaleByAdamState
     """Moments of Adam, a state of its own for each slot."""
     step: Any
     """int32 [S], steps that each job has made."""
     skipped: Any
     """int32 [S], steps that were not taken because loss or gradient was not finite."""
-    best: Submodel
-    """The Submodels at each job's best evaluation."""
+    best: Any
+    """`trained` at each job's best evaluation."""
 
 
 class Partial(NamedTuple):
     """What a part of a batch adds to a step, of each slot; parts are summed."""
 
-    gradient: Submodel
-    """Of `total`."""
+    gradient: Any
+    """Of `total`, by `trained`."""
     total: Any
     """float32 [S], summed loss."""
     count: Any
@@ -67,24 +77,14 @@ _ALONE_TOGETHER = 4
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-8)
 
 
-def learning_rate(hyper: Hyper, step: Any) -> Any:
-    """Linear warm-up, then half a cosine down to `final` of the peak at the job's last step."""
-    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper.warmup, 1.0))
-    along = jnp.clip((step - hyper.warmup) / jnp.maximum(hyper.steps - hyper.warmup, 1.0), 0.0, 1.0)
-    cosine = hyper.final + (1.0 - hyper.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * along))
-    return hyper.learning_rate * warm * cosine
-
-
 class Cohort:
     """The compiled functions of a cohort of S slots. Nothing here knows which architecture the base has.
 
     Args:
         architecture: of the base.
-        spec: kind of the Submodels.
-        sites: where they go, from `find_sites`.
+        trainee: what the slots train.
         mesh: of one axis, from `speaker_mesh`.
         slots: S, a multiple of the number of devices.
-        start: a Submodel that every job starts from; None starts at no effect.
         random: whether any job uses dropout or SpecAugment. Without, the program draws no random numbers; a job with
             strengths of 0 comes out the same either way.
         chunk: how many slots of a device are computed together; the chunks follow one another. 0 is all. Small chunks
@@ -99,47 +99,45 @@ class Cohort:
     def __init__(
         self,
         architecture: Architecture,
-        spec: Kind,
-        sites: list[Site],
+        trainee: Trainee,
         mesh: Mesh,
         slots: int,
         *,
-        start: Submodel | None = None,
         random: bool = True,
         chunk: int = 0,
         alone: Architecture | None = None,
     ):
         check_slots(slots, mesh)
-        self.architecture, self.spec, self.sites, self.mesh, self.slots = architecture, spec, sites, mesh, slots
-        self._start = None if start is None else jax.tree.map(jnp.asarray, start)
+        self.architecture, self.trainee, self.spec = architecture, trainee, trainee.spec
+        self.mesh, self.slots = mesh, slots
         self.alone = architecture if alone is None else alone
         self.random, self.chunk = random, chunk
         self.sharding, self.replicated = slot_sharding(mesh), replicated(mesh)
         self.gradient = self._compile(self._slot_gradient, shared=(0, 4))
-        """(params, bank, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
+        """(frozen, trained, hyper, step [S], part, batch) → Partial. `part` is the number of the batch in its step."""
         self.apply = self._compile(self._slot_apply, shared=(3,), donate=(0,))
         """(state, hyper, active [S], anchor, partials) → (state, Metrics). The state is donated."""
         self.steps = self._compile(self._slot_steps, shared=(0, 4), donate=(1,))
-        """(params, state, hyper, active [S], anchor, batches [S, K, B, …]) → (state, Metrics [S, K]), after K steps of
+        """(frozen, state, hyper, active [S], anchor, batches [S, K, B, …]) → (state, Metrics [S, K]), after K steps of
         one part each. The state is donated."""
         self.evaluate = self._compile(self._slot_evaluate, shared=(0,))
-        """(params, bank, batch) → (loss total [S], token count [S])."""
+        """(frozen, trained, batch) → (loss total [S], token count [S])."""
         self.evaluate_alone = self._compile(self._slot_evaluate_alone, shared=(0,), chunk=_ALONE_TOGETHER)
-        """(params, batch) → (loss total [S], token count [S]) of the base as it serves alone."""
+        """(frozen, batch) → (loss total [S], token count [S]) of the base as it serves alone."""
         self.take = jax.jit(lambda bank, slot: jax.tree.map(lambda leaf: leaf[slot], bank))
-        """(bank, slot) → one Submodel, without a copy of the others to the host."""
+        """(trained, slot) → that of one slot, without a copy of the others to the host."""
         self.reset = self._compile(self._slot_reset, donate=(0,))
         """(state, hyper, mask bool [S]) → state; slots where the mask is set start anew."""
         self.keep_best = self._compile(self._slot_keep_best, donate=(0,))
-        """(state, mask bool [S]) → state; slots where the mask is set remember their present Submodel as their best."""
+        """(state, mask bool [S]) → state; slots where the mask is set remember what they have trained as their best."""
 
     def step(
-        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, parts: Sequence[Batch]
+        self, frozen: Frozen, state: CohortState, hyper: Hyper, active: Any, anchor: Any, parts: Sequence[Batch]
     ) -> tuple[CohortState, Metrics]:
         """One step of all jobs, or several in one dispatch.
 
         Args:
-            params: of the base, replicated.
+            frozen: from `place_frozen`.
             state: donated.
             hyper: [S].
             active: bool [S]; the other slots stay as they are.
@@ -149,25 +147,26 @@ class Cohort:
         """
         if np.ndim(parts[0].samples) > 2:
             (batches,) = parts
-            return self.steps(params, state, hyper, active, anchor, batches)
+            return self.steps(frozen, state, hyper, active, anchor, batches)
         partials = tuple(
-            self.gradient(params, state.submodel, hyper, state.step, np.uint32(index), part)
+            self.gradient(frozen, state.trained, hyper, state.step, np.uint32(index), part)
             for index, part in enumerate(parts)
         )
         return self.apply(state, hyper, active, anchor, partials)
 
-    def anchor(self) -> Submodel:
-        """What weight decay pulls towards: the start, or no effect. One Submodel, the same for all slots."""
-        return self.without_effect() if self._start is None else self._start
+    def anchor(self) -> Any:
+        """What weight decay pulls towards, which has the Submodel that jobs start with; the same for all slots."""
+        return self.trainee.anchor()
 
-    def without_effect(self) -> Submodel:
-        """The Submodel that leaves the base exactly as it is."""
-        return neutral(self.spec, init_submodel(self.spec, self.sites, jax.random.key(0)))
+    def parameters_each(self) -> tuple[int, int]:
+        """Parameters of a Submodel, and how many of a slot are trained."""
+        anchor = jax.eval_shape(self.trainee.anchor)
+        return size(jax.eval_shape(self.trainee.submodel, self.trainee.shared, anchor)), size(anchor)
 
     @property
     def starts_as_base(self) -> bool:
         """Whether a job that has not made a step is exactly the base as it serves alone."""
-        return self._start is None and self.alone == self.architecture
+        return self.trainee.starts_without_effect and self.alone == self.architecture
 
     def empty_state(self) -> CohortState:
         """A state with nothing in it; `reset` its slots before use."""
@@ -182,6 +181,10 @@ class Cohort:
     def place_replicated(self, tree: Any) -> Any:
         """Puts a copy of a tree on every device."""
         return jax.device_put(tree, self.replicated)
+
+    def place_frozen(self, params: Any) -> Frozen:
+        """Puts the base's parameters, and what the trainee shares, on every device."""
+        return self.place_replicated(Frozen(params, self.trainee.shared))
 
     def _compile(
         self,
@@ -223,31 +226,30 @@ class Cohort:
 
         return jax.jit(sharded, donate_argnums=donate)
 
+    def _submodel(self, frozen: Frozen, trained: Any) -> Submodel:
+        return self.trainee.submodel(frozen.shared, trained)
+
     def _fresh(self, seed: Any) -> CohortState:
-        submodel = self._start
-        if submodel is None:
-            submodel = init_submodel(self.spec, self.sites, jax.random.key(seed))
+        trained = self.trainee.fresh(seed)
         zero = jnp.zeros((), jnp.int32)
-        return CohortState(submodel, adam_init(submodel), zero, zero, submodel)
+        return CohortState(trained, adam_init(trained), zero, zero, trained)
 
     def _slot_reset(self, state: CohortState, hyper: Hyper, mask: Any) -> CohortState:
         return jax.tree.map(partial(jnp.where, mask), self._fresh(hyper.seed), state)
 
     def _slot_keep_best(self, state: CohortState, mask: Any) -> CohortState:
-        return state._replace(best=jax.tree.map(partial(jnp.where, mask), state.submodel, state.best))
+        return state._replace(best=jax.tree.map(partial(jnp.where, mask), state.trained, state.best))
 
-    def _slot_evaluate(self, params: Any, bank: Submodel, batch: Batch) -> tuple[Any, Any]:
-        with inserted(self.spec, bank, params) as changed:
+    def _slot_evaluate(self, frozen: Frozen, trained: Any, batch: Batch) -> tuple[Any, Any]:
+        with inserted(self.spec, self._submodel(frozen, trained), frozen.params) as changed:
             losses = self.architecture.losses(changed, batch)
         return losses.total.sum(), losses.count.sum()
 
-    def _slot_evaluate_alone(self, params: Any, batch: Batch) -> tuple[Any, Any]:
-        losses = self.alone.losses(params, batch)
+    def _slot_evaluate_alone(self, frozen: Frozen, batch: Batch) -> tuple[Any, Any]:
+        losses = self.alone.losses(frozen.params, batch)
         return losses.total.sum(), losses.count.sum()
 
-    def _slot_gradient(
-        self, params: Any, submodel: Submodel, hyper: Hyper, step: Any, part: Any, batch: Batch
-    ) -> Partial:
+    def _slot_gradient(self, frozen: Frozen, trained: Any, hyper: Hyper, step: Any, part: Any, batch: Batch) -> Partial:
         dropout, augment = None, None
         if self.random:
             # Keyed by job, step and part, never by slot.
@@ -255,47 +257,52 @@ class Cohort:
             for_dropout, for_augment = jax.random.split(key)
             dropout, augment = Dropout(for_dropout, hyper.dropout), Augment(for_augment, hyper.spec_augment)
 
-        def total_loss(submodel):
-            with inserted(self.spec, submodel, params, dropout) as changed:
+        def total_loss(trained):
+            with inserted(self.spec, self._submodel(frozen, trained), frozen.params, dropout) as changed:
                 losses = self.architecture.losses(changed, batch, augment=augment)
             return losses.total.sum(), losses.count.sum()
 
-        (total, count), gradient = jax.value_and_grad(total_loss, has_aux=True)(submodel)
+        (total, count), gradient = jax.value_and_grad(total_loss, has_aux=True)(trained)
         return Partial(gradient, total, count)
 
     def _slot_apply(
-        self, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, partials: tuple[Partial, ...]
+        self, state: CohortState, hyper: Hyper, active: Any, anchor: Any, partials: tuple[Partial, ...]
     ) -> tuple[CohortState, Metrics]:
         summed = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *partials)
         count = jnp.maximum(summed.count, 1.0)
         loss = summed.total / count
-        gradient = jax.tree.map(lambda g: g / count, summed.gradient)
+        gradient = self.trainee.masked(jax.tree.map(lambda g: g / count, summed.gradient), hyper, state.step)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         scale = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-12))
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         direction, moments = ADAM.update(gradient, state.moments)
-        rate = learning_rate(hyper, state.step)
+        rates, decays = (jax.tree.broadcast(of, state.trained) for of in self.trainee.pace(hyper, state.step))
         moved = jax.tree.map(
-            lambda p, d, a: p - rate * (d + hyper.weight_decay * (p - a)), state.submodel, direction, anchor
+            lambda p, d, a, rate, decay: p - rate * (d + decay * (p - a)),
+            state.trained,
+            direction,
+            anchor,
+            rates,
+            decays,
         )
-        taken = state._replace(submodel=moved, moments=moments, step=state.step + 1)
+        taken = state._replace(trained=moved, moments=moments, step=state.step + 1)
         left = state._replace(step=state.step + active, skipped=state.skipped + (active & ~finite))
         state = jax.tree.map(partial(jnp.where, active & finite), taken, left)
         return state, Metrics(jnp.where(active, loss, jnp.nan), norm, finite)
 
     def _slot_steps(
-        self, params: Any, state: CohortState, hyper: Hyper, active: Any, anchor: Submodel, batches: Batch
+        self, frozen: Frozen, state: CohortState, hyper: Hyper, active: Any, anchor: Any, batches: Batch
     ) -> tuple[CohortState, Metrics]:
         # The loop is inside the chunks of `_compile`, so that a chunk makes all its steps while it is in the cache.
         def one(state: CohortState, batch: Batch) -> tuple[CohortState, Metrics]:
-            partial = self._slot_gradient(params, state.submodel, hyper, state.step, np.uint32(0), batch)
+            partial = self._slot_gradient(frozen, state.trained, hyper, state.step, np.uint32(0), batch)
             return self._slot_apply(state, hyper, active, anchor, (partial,))
 
         return jax.lax.scan(one, state, batches)
 
 
-def adam_init(submodel: Submodel) -> optax.ScaleByAdamState:
-    state = ADAM.init(submodel)
+def adam_init(trained: Any) -> optax.ScaleByAdamState:
+    state = ADAM.init(trained)
     assert isinstance(state, optax.ScaleByAdamState)
     return state

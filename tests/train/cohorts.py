@@ -14,6 +14,7 @@ from specialize.submodel import Kind, ResidualAdapter, find_sites
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, Finished, HyperParameters, Job, Schedule, Stopping
 from specialize.train.loop import CohortTrainer
+from specialize.train.trainee import Plain
 from tests.bases import BASES
 from tests.people import write_people
 
@@ -49,7 +50,7 @@ def cohort(
     made = BASES[base]()
     sites = find_sites(spec, made.architecture, made.params)
     mesh = speaker_mesh(jax.devices()[:devices])
-    return Cohort(made.architecture, spec, sites, mesh, slots, random=random, chunk=chunk)
+    return Cohort(made.architecture, Plain(spec, sites), mesh, slots, random=random, chunk=chunk)
 
 
 @dataclass

@@ -38,7 +38,7 @@ def inputs(trained: Cohort, name: str) -> tuple[Any, ...]:
     jobs: list[Job | None] = [Job(speakers[i % len(speakers)], hyper, 20) for i in range(slots)]
     stacked, everyone = trained.place(stack_hyper(jobs)), trained.place(np.ones(slots, bool))
     state = trained.reset(trained.empty_state(), stacked, everyone)
-    return trained.place_replicated(base.params), state, stacked, everyone, trained.place_replicated(trained.anchor())
+    return trained.place_frozen(base.params), state, stacked, everyone, trained.place_replicated(trained.anchor())
 
 
 def batches(name: str, slots: int = SLOTS, rows: int = 2) -> Batch:
@@ -86,7 +86,7 @@ def test_trouble_in_a_step_of_a_dispatch_stays_in_that_step_and_slot(name):
     assert state.step.tolist() == [STEPS] * SLOTS
     for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(sound), strict=True):
         np.testing.assert_array_equal(np.delete(left, struck, 0), np.delete(right, struck, 0))
-    assert all(np.isfinite(leaf[struck]).all() for leaf in jax.tree.leaves(state.submodel))
+    assert all(np.isfinite(leaf[struck]).all() for leaf in jax.tree.leaves(state.trained))
     assert np.asarray(state.moments.count)[struck] == STEPS - 1
 
 

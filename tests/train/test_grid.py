@@ -154,21 +154,24 @@ def test_a_million_jobs_cost_nothing():
 # The budget of utterances
 
 
-def budgeted(speaker: Speaker, budget: int | None, seed: int = 0) -> Job:
-    return Job(speaker, HyperParameters(utterances=budget, seed=seed), 9)
+def budgeted(speaker: Speaker, utterances: int | None = None, seconds: float | None = None) -> Job:
+    return Job(speaker, HyperParameters(utterances=utterances, seconds=seconds), 9)
 
 
-def test_a_smaller_budget_is_part_of_a_larger_one_of_its_seed():
+def test_a_budget_takes_the_first_utterances():
     (speaker,) = speakers(1, utterances=20)
-    for seed in range(3):
-        sets = [set(budgeted(speaker, budget, seed).train) for budget in range(1, 21)]
-        assert [len(part) for part in sets] == list(range(1, 21))
-        assert all(small < large for small, large in itertools.pairwise(sets))
-    assert budgeted(speaker, None).train == budgeted(speaker, 99).train == speaker.train
-    assert len({budgeted(speaker, 5, seed).train for seed in range(5)}) == 5
-    assert budgeted(speaker, 5).train == budgeted(speaker, 5).train
-    other = dataclasses.replace(speaker, id="another")
-    assert budgeted(speaker, 5).train != budgeted(other, 5).train
+    for budget in range(1, 21):
+        assert budgeted(speaker, budget).train == speaker.train[:budget]
+    assert budgeted(speaker).train == budgeted(speaker, 99).train == speaker.train
+
+
+def test_a_budget_of_seconds_is_not_passed_but_by_the_first_utterance():
+    (speaker,) = speakers(1, utterances=20)  # of 1, 2, 3, … samples
+    speaker = dataclasses.replace(speaker, sample_rate=2)
+    of = {seconds: budgeted(speaker, seconds=seconds).train for seconds in (0.1, 0.5, 1.4, 1.5, 4.9, 5.0, 500.0)}
+    assert [len(train) for train in of.values()] == [1, 1, 1, 2, 3, 4, 20]
+    assert all(train == speaker.train[: len(train)] for train in of.values())
+    assert len(budgeted(speaker, 2, 5.0).train) == 2
 
 
 @pytest.mark.parametrize("budget", [1, 3, 4, 5, None])

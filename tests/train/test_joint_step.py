@@ -15,6 +15,7 @@ from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters, Job
 from specialize.train.jobs import stack_hyper
 from specialize.train.joint_step import JointStep, SpaceState
+from specialize.train.trainee import Plain
 from specialize.train.turns import Turns
 from tests.bases import BASES, random_batch
 from tests.submodel.programs import shaken
@@ -47,11 +48,11 @@ class Trained:
         made, self.base = BASES[base](), base
         sites, mesh = find_sites(SPEC, made.architecture, made.params), speaker_mesh(jax.devices()[:devices])
         self.template = template_of(base)
-        self.cohort = Cohort(made.architecture, SPEC, sites, mesh, SLOTS, start=self.template, random=False)
+        self.cohort = Cohort(made.architecture, Plain(SPEC, sites, self.template), mesh, SLOTS, random=False)
         settings = {"embedding_rate": 1e-2, "prior": 0.0, "steps": STEPS} | more
         hyper = settings.pop("hyper", HYPER)
         self.joint = JointStep(self.cohort, generator, ROWS, hyper, **settings)
-        self.params = self.cohort.place_replicated(made.params)
+        self.params = self.cohort.place_frozen(made.params)
         speakers = people(base=base).speakers
         jobs: list[Job | None] = [Job(speakers[slot % len(speakers)], hyper, STEPS) for slot in range(SLOTS)]
         self.hyper = self.cohort.place(stack_hyper(jobs))

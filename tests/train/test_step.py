@@ -14,8 +14,9 @@ from specialize.errors import ConfigError
 from specialize.submodel import ResidualAdapter, find_sites, init_submodel, inserted
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters, Job
-from specialize.train.jobs import Hyper, stack_hyper
-from specialize.train.step import learning_rate
+from specialize.train.jobs import stack_hyper
+from specialize.train.step import Frozen
+from specialize.train.trainee import Plain, learning_rate
 from tests.bases import BASES, random_batch, tiny_whisper
 from tests.train.cohorts import SPEC, cohort, people
 
@@ -38,7 +39,7 @@ def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2,
     state = trained.reset(trained.empty_state(), stacked, trained.place(np.ones(slots, bool)))
     batches = [random_batch(base, rows, seed=seed) for seed in range(slots)]
     batch = trained.place(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
-    params, anchor = trained.place_replicated(base.params), trained.place_replicated(trained.anchor())
+    params, anchor = trained.place_frozen(base.params), trained.place_replicated(trained.anchor())
     return params, state, stacked, trained.place(np.ones(slots, bool)), anchor, (batch,)
 
 
@@ -46,12 +47,12 @@ def inputs(trained: Cohort, hyper: HyperParameters | None = None, rows: int = 2,
 def test_no_collectives_on_eight_devices(name, slots, chunk):
     trained = cohort(slots, devices=8, base=name, chunk=chunk)
     params, state, hyper, active, anchor, (batch,) = inputs(trained, name=name)
-    step = (params, state.submodel, hyper, state.step, np.uint32(0), batch)
+    step = (params, state.trained, hyper, state.step, np.uint32(0), batch)
     gradient = trained.gradient.lower(*step).compile()
     programs = {
         "gradient": gradient,
         "apply": trained.apply.lower(state, hyper, active, anchor, (gradient(*step),)).compile(),
-        "evaluate": trained.evaluate.lower(params, state.submodel, batch).compile(),
+        "evaluate": trained.evaluate.lower(params, state.trained, batch).compile(),
         "reset": trained.reset.lower(state, hyper, active).compile(),
         "keep_best": trained.keep_best.lower(state, active).compile(),
     }
@@ -82,7 +83,7 @@ def test_slots_are_spread_over_the_devices():
 def test_the_step_costs_little_more_than_forward_and_activation_gradient(whisper):
     spec = ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=32)
     sites = find_sites(spec, whisper.architecture, whisper.params)
-    trained = Cohort(whisper.architecture, spec, sites, speaker_mesh(jax.devices()[:1]), 2, random=False)
+    trained = Cohort(whisper.architecture, Plain(spec, sites), speaker_mesh(jax.devices()[:1]), 2, random=False)
     hyper, state = stack_hyper([None, None]), trained.empty_state()
     batches = [random_batch(whisper, rows=1, seconds=3.0, seed=seed) for seed in range(2)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
@@ -92,11 +93,11 @@ def test_the_step_costs_little_more_than_forward_and_activation_gradient(whisper
         assert cost is not None
         return cost["flops"]
 
-    step = (whisper.params, state.submodel, hyper, state.step, np.uint32(0), batch)
+    step = (Frozen(whisper.params, {}), state.trained, hyper, state.step, np.uint32(0), batch)
     partial = jax.eval_shape(trained.gradient, *step)
     gradient = flops(trained.gradient, *step)
     update = flops(trained.apply, state, hyper, np.ones(2, bool), trained.anchor(), (partial,))
-    forward = flops(trained.evaluate, whisper.params, state.submodel, batch)
+    forward = flops(trained.evaluate, Frozen(whisper.params, {}), state.trained, batch)
     assert gradient + update <= 2.2 * forward
 
     def everything(params, batch):
@@ -119,7 +120,7 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient(name):
     hyper = HyperParameters(learning_rate=1e-2, warmup=0, final=1.0, clip=0.05, weight_decay=0.3)
     trained = cohort(8, random=False, base=name)
     params, state, stacked, active, anchor, parts = inputs(trained, hyper, name=name)
-    start = jax.device_get(state.submodel)
+    start = jax.device_get(state.trained)
     state, metrics = trained.step(params, state, stacked, active, anchor, parts)
     for _ in range(1):
         state, _ = trained.step(params, state, stacked, active, anchor, parts)
@@ -147,7 +148,7 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient(name):
         offset = optax.apply_updates(offset, update)
     expected = jax.tree.map(lambda o, c: o + c, offset, centre)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[slot], b, atol=2e-4), jax.device_get(state.submodel), expected
+        lambda a, b: np.testing.assert_allclose(a[slot], b, atol=2e-4), jax.device_get(state.trained), expected
     )
 
 
@@ -170,7 +171,7 @@ def test_trouble_stays_in_its_slot(name):
     good = jax.device_get(good)
 
     params, state, hyper, active, anchor, _ = inputs(trained, name=name)
-    before = jax.device_get(state.submodel)
+    before = jax.device_get(state.trained)
     audio = np.array(batch.audio)
     audio[3] = np.inf
     broken, metrics = trained.step(params, state, hyper, active, anchor, (batch._replace(audio=trained.place(audio)),))
@@ -198,11 +199,7 @@ def test_idle_slots_stay_as_they_are(name):
 
 
 def test_learning_rate_rises_and_falls():
-    one = HyperParameters(learning_rate=2.0, warmup=4, final=0.1)
-    hyper = Hyper(
-        **{name: np.float32(getattr(one, name, 0)) for name in Hyper._fields if name != "steps"}, steps=np.float32(20)
-    )
-    rates = [float(learning_rate(hyper, step)) for step in range(21)]
+    rates = [float(learning_rate(np.int32(step), 2.0, 4.0, 20.0, 0.1)) for step in range(21)]
     np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0])
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     np.testing.assert_allclose(rates[20], 0.2, rtol=1e-6)
@@ -213,12 +210,12 @@ def test_a_start_is_where_jobs_start_and_what_decay_pulls_to():
     base = tiny_whisper()
     sites = find_sites(SPEC, base.architecture, base.params)
     start = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.25, init_submodel(SPEC, sites, jax.random.key(5)))
-    trained = Cohort(base.architecture, SPEC, sites, speaker_mesh(jax.devices()[:1]), 2, start=start, random=False)
+    trained = Cohort(base.architecture, Plain(SPEC, sites, start), speaker_mesh(jax.devices()[:1]), 2, random=False)
     hyper = trained.place(stack_hyper([None, None]))
     state = trained.reset(trained.empty_state(), hyper, trained.place(np.array([True, True])))
     assert not trained.starts_as_base
     for slot in range(2):
-        jax.tree.map(lambda a, b, s=slot: np.testing.assert_array_equal(a[s], b), jax.device_get(state.submodel), start)
+        jax.tree.map(lambda a, b, s=slot: np.testing.assert_array_equal(a[s], b), jax.device_get(state.trained), start)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(trained.anchor()), start)
 
 
@@ -226,7 +223,7 @@ def test_evaluation_of_no_effect_is_the_base(name):
     trained = cohort(8, random=False, base=name)
     base = BASES[name]()
     params, state, *_, (batch,) = inputs(trained, name=name)
-    total, count = trained.evaluate(params, state.submodel, batch)
+    total, count = trained.evaluate(params, state.trained, batch)
     for slot in range(8):
         one: Batch = jax.tree.map(lambda leaf, s=slot: jnp.asarray(leaf[s]), jax.device_get(batch))
         losses = jax.jit(base.architecture.losses)(base.params, one)
@@ -238,4 +235,4 @@ def test_slots_that_do_not_fit_the_mesh_are_refused():
     base, spec = tiny_whisper(), ResidualAdapter(bottleneck=2)
     sites = find_sites(spec, base.architecture, base.params)
     with pytest.raises(ConfigError, match="Use 8 or 16 slots"):
-        Cohort(base.architecture, spec, sites, speaker_mesh(jax.devices()[:8]), 12)
+        Cohort(base.architecture, Plain(spec, sites), speaker_mesh(jax.devices()[:8]), 12)

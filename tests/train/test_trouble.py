@@ -76,7 +76,7 @@ def test_the_gate_compares_with_the_base_as_it_serves_alone():
     assert alone != base.architecture
     sites = find_sites(SPEC, base.architecture, base.params)
     mesh = speaker_mesh(jax.devices()[:1])
-    trained = Cohort(base.architecture, SPEC, sites, mesh, 8, random=False, alone=alone)
+    trained = Cohort(base.architecture, Plain(SPEC, sites), mesh, 8, random=False, alone=alone)
     stop = Stopping(max_steps=2, every=2)
     for name, finished in train_jobs(trained, range(8), stop=stop, hyper=HYPER).by_speaker().items():
         speaker = next(s for s in corpus.speakers if s.id == name)
@@ -149,6 +149,7 @@ import resource, signal, sys
 import specialize.train
 from specialize.cli import main
 from specialize.train.recorder import Recorder
+from specialize.train.trainee import Plain
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 before, looked, looks = resource.getrlimit(resource.RLIMIT_FSIZE), Recorder.looked, 0
