@@ -12,6 +12,7 @@ torch = ["torch>=2.4", "transformers>=4.56"]
 tensorboard = ["tensorboardX>=2.6.4"]
 test = [
     "pytest>=8",
+    "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "beartype>=0.22",
     "last-asr>=0.0.4",  # an oracle for the transducer loss

@@ -375,6 +375,34 @@ def evaluate(words: list[str]) -> None:
     score_runs(command.runs, command.scoring)
 
 
+def curve(words: list[str]) -> None:
+    """Draw the learning curve of scored runs: WER against utterances to train on."""
+    from specialize.score.curve import NAMES, learning_curve, write_curve
+    from specialize.score.terminal import interval, percent
+
+    @dataclass(frozen=True)
+    class Curve:
+        """Draw the learning curve of runs that `specialize evaluate` has scored: WER against utterances to train on."""
+
+        runs: Positional[tuple[Path, ...]]
+        """Folders of runs, or results files in them. Each is a point: with or without a start or a space, at some
+        --budget."""
+        control: Path | None = None
+        """results.json of one Submodel for all, `evaluate runs/POOLED --role ROLE` writes it."""
+        out: Path = Path()
+        """Folder for learning_curve.json and learning_curve.html."""
+
+    command = tyro.cli(Curve, args=words, prog="specialize curve")
+    made = learning_curve(command.runs, command.control)
+    print(f"{made['speakers']} speakers, base {percent(made['base'])}, one for all {percent(made['pooled_control'])}")
+    for way, points in made["curves"].items():
+        for point in points:
+            rate, ends = percent(point["wer"]), interval(point["wer_interval"])
+            print(f"{NAMES[way]:<42} {point['utterances']:>4} utterances  {rate:>6}  ({ends})")
+    for path in write_curve(made, command.out):
+        print(path)
+
+
 @dataclass(frozen=True)
 class Transcribe:
     """Print the text of audio files, one line a file."""
@@ -515,6 +543,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "curve": curve,
     "transcribe": transcribe,
     "import-base": import_base,
     "corpus": corpus,

@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, strict ranks, and the real data where it is."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +17,22 @@ from specialize.base import Base, import_base, load_base
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+MAPPINGS = 20_000
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Drops compiled programs before a process has so many that it crashes.
+
+    Each has mappings of its own, and Linux lets a process have 65,530 (`vm.max_map_count`); LLVM does not survive the
+    next.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

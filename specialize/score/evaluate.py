@@ -32,8 +32,13 @@ from specialize.train.metrics import read_metrics
 from specialize.train.recorder import job_name, read_jobs
 from specialize.train.run import SpeakersRun
 
+BaseTexts = dict[Any, dict[int, str]]
+"""What bases have transcribed by themselves, by base, corpus and context."""
 
-def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None = None) -> list[dict[str, Any]]:
+
+def evaluate(
+    folders: Sequence[Path], scoring: Scoring, console: Console | None = None, decoded: BaseTexts | None = None
+) -> list[dict[str, Any]]:
     """Scores runs, prints tables, and writes `results.json`, `transcripts.jsonl` and `report.html` of each.
 
     They lie in the run, or in `scoring.out`. In the run, every scoring but the plain one (its own corpus, test, gate,
@@ -45,6 +50,7 @@ def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None 
         folders: of the runs.
         scoring: what to score.
         console: where tables go; None is stdout. Progress goes to stderr.
+        decoded: what bases have transcribed before, which is not done again, and to which is added.
 
     Returns:
         The results of each run: those of `score`, with what was scored and what was left out.
@@ -55,7 +61,7 @@ def evaluate(folders: Sequence[Path], scoring: Scoring, console: Console | None 
         FingerprintMismatch: the base is not the one that the run was trained on.
     """
     console = console or Console()
-    decoded: dict[Any, dict[int, str]] = {}
+    decoded = {} if decoded is None else decoded
     outs = _outs(folders, scoring.out)
     results = []
     for run, out in zip([open_run(folder) for folder in folders], outs, strict=True):
@@ -78,9 +84,7 @@ def _outs(folders: Sequence[Path], out: Path | None) -> list[Path | None]:
     return [out / name for name in names]
 
 
-def _evaluate_run(
-    run: SpeakersRun, scoring: Scoring, console: Console, decoded: dict[Any, dict[int, str]]
-) -> dict[str, Any]:
+def _evaluate_run(run: SpeakersRun, scoring: Scoring, console: Console, decoded: BaseTexts) -> dict[str, Any]:
     base = scoring.of(load_base(scoring.base or run.experiment.base))
     if base.fingerprint != run.base:
         raise FingerprintMismatch(
@@ -186,7 +190,7 @@ def _base_texts(
     speakers: Sequence[Speaker],
     utterances: Sequence[Utterance],
     scoring: Scoring,
-    decoded: dict[Any, dict[int, str]],
+    decoded: BaseTexts,
 ) -> tuple[dict[int, str], dict[str, Any]]:
     """Texts of the base alone in the context to score it at, and its pooled WER in each context that was tried."""
     has_window = hasattr(base.architecture, "context")

@@ -47,28 +47,44 @@ def write_report(
     curves = curves or {}
     facts = {key.replace("_", " "): _fact(key, value) for key, value in about.items() if value is not None}
     training = [plot for which in (2, 1) if (plot := plots.training_curves(curves, which)) is not None]
-    page = _template().render(
-        title=printable(title),
-        pooled=results["pooled"],
-        results=results,
-        headline=headline(results["pooled"]),
-        speakers=by_gain(results["speakers"]),
-        attributes=sorted({name for row in results["speakers"].values() for name in row["attributes"]}),
-        dumbbells=plots.dumbbells(results["speakers"]),
-        changes=plots.changes(results["speakers"]),
-        axis=plots.reduction_axis(row for values in results["groups"].values() for row in values.values()),
-        scatter=plots.scatter(results["speakers"]),
-        training=training,
-        space=space,
-        maps=[] if space is None else maps(space),
-        examples=examples(transcripts, results["language"]),
-        shown=len(transcripts),
-        facts=facts,
-        command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
-        left_out=_left_out(problems, results.get("problems", [])),
-        quarantined=quarantined,
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=printable(title),
+            pooled=results["pooled"],
+            results=results,
+            headline=headline(results["pooled"]),
+            speakers=by_gain(results["speakers"]),
+            attributes=sorted({name for row in results["speakers"].values() for name in row["attributes"]}),
+            dumbbells=plots.dumbbells(results["speakers"]),
+            changes=plots.changes(results["speakers"]),
+            axis=plots.reduction_axis(row for values in results["groups"].values() for row in values.values()),
+            scatter=plots.scatter(results["speakers"]),
+            training=training,
+            space=space,
+            maps=[] if space is None else maps(space),
+            examples=examples(transcripts, results["language"]),
+            shown=len(transcripts),
+            facts=facts,
+            command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
+            left_out=_left_out(problems, results.get("problems", [])),
+            quarantined=quarantined,
+        )
     )
     write_atomically(path, page)
+
+
+def render_curve(curve: dict[str, Any], names: dict[str, str]) -> str:
+    """The page of a learning curve.
+
+    Args:
+        curve: of `learning_curve`.
+        names: what its ways are called.
+    """
+    key = [(plots.group_mark(index, 6, 6), names[way]) for index, way in enumerate(curve["curves"])]
+    plot = plots.amounts(curve, names)
+    return _environment().get_template("curve.html.jinja").render(curve=curve, names=names, key=key, plot=plot)
 
 
 def _left_out(trained: list[dict[str, Any]], scored: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -168,7 +184,7 @@ def _fact(key: str, value: Any) -> str:
     return str(value)
 
 
-def _template() -> jinja2.Template:
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -178,4 +194,4 @@ def _template() -> jinja2.Template:
     )
     environment.filters.update(percent=percent, interval=interval, printable=lambda text: printable(str(text)))
     environment.globals |= {"reduction_bar": plots.reduction_bar, "neighbours": NEIGHBOURS}
-    return environment.get_template("report.html.jinja")
+    return environment

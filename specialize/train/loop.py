@@ -60,6 +60,7 @@ class Finished:
     def facts(self) -> dict[str, Any]:
         """For the metadata of the stored Submodel, and for the log of jobs: JSON data."""
         return {
+            "utterances": len(self.job.train),
             "steps": self.steps,
             "best_step": self.best_step,
             "base_dev_loss": finite_or_none(self.base_dev_loss),

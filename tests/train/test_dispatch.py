@@ -63,7 +63,7 @@ def together(trained: Cohort, name: str, given: Batch, active: Any = None) -> tu
     return jax.device_get(trained.step(params, state, hyper, active, anchor, (trained.place(given),)))
 
 
-@pytest.mark.parametrize("chunk", [0, 2])
+@pytest.mark.parametrize(("name", "chunk"), [*((name, 0) for name in BASES), ("whisper", 2)])
 def test_a_dispatch_is_its_steps_one_by_one(name, chunk):
     given = batches(name)
     alone, of_steps = one_by_one(cohort(SLOTS, base=name), name, given)
@@ -100,6 +100,7 @@ def test_idle_slots_stay_as_they_are_through_a_dispatch(name):
     assert np.isfinite(metrics.loss[active]).all()
 
 
+@pytest.mark.parametrize("name", ["whisper"])
 def test_no_collectives_in_a_dispatch_on_eight_devices(name):
     trained = cohort(SLOTS, devices=8, base=name)
     program = trained.steps.lower(*inputs(trained, name), trained.place(batches(name))).compile()
@@ -230,6 +231,7 @@ def assert_same_bits(left: Finished, right: Finished) -> None:
     jax.tree.map(np.testing.assert_array_equal, left.submodel, right.submodel)
 
 
+@pytest.mark.parametrize("name", ["whisper"])
 def test_a_run_of_dispatches_is_a_run_of_single_steps(name, monkeypatch):
     trained = cohort(4, devices=2, base=name)
     several = train_jobs(trained, range(6), stop=STOP, cut=CUT, base=name).by_speaker()

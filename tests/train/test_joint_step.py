@@ -115,7 +115,7 @@ def test_one_hot_is_independent_training(base):
     bank = space.joint.generate(state.shared, state.embeddings, cohort.place(np.zeros(SLOTS, np.int32)))
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b[None]).max()), jax.device_get(bank), space.template)
     assert max(jax.tree.leaves(moved)) > 1e-2
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), bank, alone.submodel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), bank, alone.trained)
     assert np.asarray(state.skipped)[:, 0].tolist() == np.asarray(alone.skipped).tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
 
 

@@ -1,4 +1,7 @@
-"""Parallel is alone: a job comes out the same whatever its company, its slot and the number of devices."""
+"""Parallel is alone: a job comes out the same whatever its company, its slot and the number of devices.
+
+What the architecture has a part in is tested on every base; chunks, devices and the queue on one.
+"""
 
 import jax
 import numpy as np
@@ -33,6 +36,9 @@ def base(request) -> str:
     return request.param
 
 
+one_base = pytest.mark.parametrize("base", ["whisper"], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def together(base) -> dict[str, Finished]:
     """Eight speakers in eight slots of one device, 50 steps."""
@@ -63,6 +69,7 @@ def test_placement_within_a_shape_changes_no_bit(base, together):
         assert_same_bits(together[speaker], finished)
 
 
+@one_base
 def test_company_changes_no_bit(base, together):
     few = train_jobs(cohort(8, base=base), (5, 2), base=base).by_speaker()
     assert set(few) == {"p5", "p2"}
@@ -76,11 +83,13 @@ def test_eight_devices_equal_one(base, together):
         assert_close(together[speaker], finished)
 
 
+@one_base
 def test_chunks_equal_all_at_once(base, together):
     for speaker, finished in train_jobs(cohort(8, chunk=2, base=base), EVERYBODY, base=base).by_speaker().items():
         assert_close(together[speaker], finished)
 
 
+@one_base
 @pytest.mark.parametrize("refill", ["continuous", "waves"])
 def test_more_speakers_than_slots(base, together, refill):
     results = train_jobs(cohort(4, devices=2, base=base), EVERYBODY, refill=refill, base=base)
@@ -89,12 +98,14 @@ def test_more_speakers_than_slots(base, together, refill):
         assert_close(together[speaker], finished)
 
 
+@one_base
 def test_seeds_differ(base, together):
     other = HyperParameters(learning_rate=3e-3, dropout=0.1, spec_augment=0.5, seed=1)
     changed = train_jobs(cohort(8, base=base), (0,), hyper=other, base=base).by_speaker()["p0"]
     assert any(not np.array_equal(v, leaves(together["p0"])[k]) for k, v in leaves(changed).items())
 
 
+@one_base
 def test_without_randomness_the_program_that_draws_gives_the_same(base):
     stop, hyper = Stopping(max_steps=6, every=6), HyperParameters(learning_rate=3e-3)
     plain = train_jobs(cohort(8, random=False, base=base), (0, 1), stop=stop, hyper=hyper, base=base).by_speaker()

@@ -25,6 +25,7 @@ from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters, Run, Stopping, train
 from specialize.train.metrics import JsonLines
 from specialize.train.state import StateFolder
+from specialize.train.trainee import Plain
 from tests.bases import tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import SPEC, cohort, one_shape, people, train_jobs, trainer
@@ -149,7 +150,6 @@ import resource, signal, sys
 import specialize.train
 from specialize.cli import main
 from specialize.train.recorder import Recorder
-from specialize.train.trainee import Plain
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 before, looked, looks = resource.getrlimit(resource.RLIMIT_FSIZE), Recorder.looked, 0
