@@ -1,11 +1,12 @@
 """The learning curve: word error rates of new speakers against the utterances that each has to train on.
 
-    python experiments/learning_curve.py
+    python experiments/learning_curve.py                       # real people: speechocean762, Whisper tiny.en
+    python experiments/learning_curve.py --study synthetic     # synthetic people of the package, nothing to download
 
-Trains and scores Submodels of the `personal` speakers of speechocean762, in four ways and with 1 to 12 utterances each:
-from no effect, from the Submodel that was pooled over the 125 others, and as points of the space of those 125, by the
-embedding alone and by the embedding and then the Submodel. Every point is a run of its own in `runs/`; what has ended
-is not made again, and the figures are written after each. `specialize curve` draws the same from any runs.
+Trains and scores Submodels of people whom neither space nor pooled Submodel has seen, in four ways: from no effect,
+from the pooled Submodel, and as points of the space of the others, by the embedding alone and by the embedding and then
+the Submodel. Every point is a run of its own in `runs/`; what has ended is not made again, and the figures are written
+after each. `specialize curve` draws the same from any runs.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
@@ -21,73 +23,146 @@ from specialize.cli import load_experiment
 from specialize.errors import SpecializeError
 from specialize.score.curve import learning_curve, write_curve
 from specialize.score.evaluate import Scoring, evaluate
-from specialize.train import Experiment, HyperParameters, SpaceTraining, Stopping, train, train_space
+from specialize.train import CohortConfig, Experiment, HyperParameters, SpaceTraining, Stopping, train, train_space
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a learning curve is made of."""
+
+    space: SpaceTraining
+    pooled: Experiment
+    plain: Experiment
+    """From no effect; `start` from the pooled Submodel."""
+    start: Experiment
+    embedding: Experiment
+    unfrozen: Experiment
+    scoring: Scoring
+    results: str
+    """File in a run that the scoring writes."""
+
+    def point(self, way: str, amount: int) -> Experiment:
+        """A run of the curve."""
+        of = {"plain": self.plain, "start": self.start, "embedding": self.embedding, "space": self.unfrozen}[way]
+        if way == "start" and of.start is None:
+            of = dataclasses.replace(of, start=self.pooled.folder / "submodels/pooled")
+        if way in ("embedding", "space"):
+            of = dataclasses.replace(of, start=None, space=self.space.folder)
+        hyper = dataclasses.replace(of.hyper, utterances=amount)
+        return dataclasses.replace(of, name=f"{self.space.name}_{way}_{amount}", hyper=hyper)
+
+
+def speechocean(speakers: int | None) -> Study:
+    """The 125 `base` speakers are known, the `personal` ones are new."""
+    start = load_experiment(HERE / "speechocean_whisper.py")
+    start = dataclasses.replace(start, corpus=dataclasses.replace(start.corpus, limit=speakers))
+    return Study(
+        load_experiment(HERE / "speechocean_space.py", SpaceTraining),
+        load_experiment(HERE / "speechocean_pooled.py"),
+        dataclasses.replace(
+            start,
+            start=None,
+            hyper=HyperParameters(learning_rate=1e-3, warmup=4),
+            stop=Stopping(max_steps=24, every=3, patience=4),
+        ),
+        start,
+        dataclasses.replace(start, fit="embedding"),
+        dataclasses.replace(
+            start,
+            fit="embedding-then-unfreeze",
+            hyper=dataclasses.replace(start.hyper, embedding_steps=6),
+            stop=dataclasses.replace(start.stop, max_steps=18),
+        ),
+        Scoring(base_context="full"),  # its better one, as `speechocean_whisper` shows
+        "results.base-full.json",
+    )
+
+
+def synthetic(speakers: int | None) -> Study:
+    """Seven people of each severity are known, three are new."""
+    space = load_experiment(HERE / "synthetic_space.py", SpaceTraining)
+    plain = load_experiment(HERE / "quickstart.py")
+
+    def chosen(numbers: range) -> Any:
+        names = tuple(f"synth-{severity}-{n:02}" for severity in ("mild", "moderate", "severe") for n in numbers)
+        return dataclasses.replace(plain.corpus, speakers=names)
+
+    known = chosen(range(1, 8))
+    plain = dataclasses.replace(
+        plain,
+        corpus=dataclasses.replace(chosen(range(8, 11)), limit=speakers),
+        cohort=CohortConfig(slots=9, batch=4, rows=4, shapes=2, chunk=0),
+    )
+    gentle = dataclasses.replace(plain.hyper, learning_rate=2e-3)
+    pooled = dataclasses.replace(
+        plain,
+        name="synthetic_pooled",
+        corpus=dataclasses.replace(known, pool="pooled"),
+        hyper=gentle,
+        stop=Stopping(max_steps=480, every=48, patience=4),
+        cohort=CohortConfig(slots=1, batch=16, rows=16, shapes=2, chunk=0),
+    )
+    start = dataclasses.replace(plain, hyper=gentle)
+    return Study(
+        dataclasses.replace(space, name="synthetic_known", corpus=known),
+        pooled,
+        plain,
+        start,
+        dataclasses.replace(plain, fit="embedding", hyper=dataclasses.replace(gentle, embedding_rate=0.3)),
+        dataclasses.replace(
+            plain,
+            fit="embedding-then-unfreeze",
+            hyper=dataclasses.replace(gentle, embedding_rate=0.3, embedding_steps=36),
+            stop=dataclasses.replace(plain.stop, max_steps=108),
+        ),
+        Scoring(),
+        "results.json",
+    )
 
 
 @dataclass(frozen=True)
 class Options:
     """Train and score what the learning curve consists of, and draw it."""
 
+    study: Literal["speechocean", "synthetic"] = "speechocean"
+    """Whose."""
     utterances: tuple[int, ...] = (3, 12, 1, 2, 4, 8)
     """Amounts, in the order in which they are made."""
-    ways: tuple[str, ...] = ("space", "embedding", "start", "plain")
-    """Of `space`, `embedding`, `start` and `plain`."""
+    ways: tuple[Literal["space", "embedding", "start", "plain"], ...] = ("space", "embedding", "start", "plain")
+    """Of making Submodels, likewise."""
     speakers: int | None = None
-    """Only the first so many of the `personal` speakers."""
-    control: Path = Path("runs/speechocean_pooled/results.personal.json")
-    """Scores of the Submodel that all share: `specialize evaluate runs/speechocean_pooled --role personal`."""
-    out: Path = HERE / "results"
-    """Folder for learning_curve.json and learning_curve.html."""
+    """Only the first so many of the new speakers."""
+    out: Path | None = None
+    """Folder for learning_curve.json and learning_curve.html; None is experiments/results, or synthetic in it."""
 
 
-def experiments(options: Options) -> Iterator[Experiment]:
-    """One for each point of the curve."""
-    from_pooled = load_experiment(HERE / "speechocean_whisper.py")
-    hyper = from_pooled.hyper
-    of_way = {
-        "start": from_pooled,
-        "plain": dataclasses.replace(
-            from_pooled,
-            start=None,
-            hyper=HyperParameters(learning_rate=1e-3, warmup=4),
-            stop=Stopping(max_steps=24, every=3, patience=4),
-        ),
-        "embedding": dataclasses.replace(
-            from_pooled, start=None, space=Path("runs/speechocean_space"), fit="embedding"
-        ),
-        "space": dataclasses.replace(
-            from_pooled,
-            start=None,
-            space=Path("runs/speechocean_space"),
-            fit="embedding-then-unfreeze",
-            hyper=dataclasses.replace(hyper, embedding_steps=6),
-            stop=dataclasses.replace(from_pooled.stop, max_steps=18),
-        ),
-    }
+def points(options: Options, study: Study) -> Iterator[Experiment]:
     for amount in options.utterances:
         for way in options.ways:
-            of = of_way[way]
-            corpus = dataclasses.replace(of.corpus, limit=options.speakers)
-            hyper = dataclasses.replace(of.hyper, utterances=amount)
-            yield dataclasses.replace(of, name=f"curve_{way}_{amount}", corpus=corpus, hyper=hyper)
+            yield study.point(way, amount)
 
 
 def main(options: Options) -> None:
-    space = load_experiment(HERE / "speechocean_space.py", SpaceTraining)
-    if not (space.folder / "summary.json").is_file():
-        train_space(space)
+    study = {"speechocean": speechocean, "synthetic": synthetic}[options.study](options.speakers)
+    out = options.out or HERE / "results" / ("" if options.study == "speechocean" else options.study)
+    if not (study.pooled.folder / "summary.json").is_file():
+        train(study.pooled)
+    control = study.pooled.folder / "results.personal.json"
+    if not control.is_file():
+        evaluate([study.pooled.folder], Scoring(role="personal"))
+    if not (study.space.folder / "summary.json").is_file():
+        train_space(study.space)
     scored, decoded = [], {}
-    for experiment in experiments(options):
+    for experiment in points(options, study):
         folder = experiment.folder
         if not (folder / "summary.json").is_file():
             train(experiment)
-        results = folder / "results.base-full.json"  # at its better context, as `speechocean_whisper` shows
-        if not results.is_file():
-            evaluate([folder], Scoring(base_context="full"), decoded=decoded)
-        scored.append(results)
-        for path in write_curve(learning_curve(scored, options.control), options.out):
+        if not (folder / study.results).is_file():
+            evaluate([folder], study.scoring, decoded=decoded)
+        scored.append(folder / study.results)
+        for path in write_curve(learning_curve(scored, control), out):
             print(path)
 
 

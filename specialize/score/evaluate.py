@@ -94,7 +94,7 @@ def _evaluate_run(run: SpeakersRun, scoring: Scoring, console: Console, decoded:
     config = scoring.corpus(run.experiment.corpus)
     corpus = open_corpus(config, base, needs=(scoring.split,))
     served = _served(run, corpus, scoring)
-    if not any(submodel is not None for submodel in served.submodels.values()):
+    if not served.submodels:  # with a gate, the base serves those whose jobs are in quarantine
         raise ConfigError(
             f"No speaker of '{config.manifest}' has both a Submodel in '{run.folder}' and {scoring.split} utterances."
         )

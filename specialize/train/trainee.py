@@ -1,6 +1,6 @@
 """What a job trains: a Submodel by itself, or a point of a space and what the Submodel differs from it by."""
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ Fit = Literal["embedding", "unfreeze", "embedding-then-unfreeze"]
 """What of a point of a space is fitted to a new speaker."""
 
 
+@runtime_checkable
 class Trainee(Protocol):
     """What the slots of a cohort carry, and what comes of it: a pytree of float32 arrays, called `trained` here."""
 

@@ -3,6 +3,7 @@
 All decode two rows of up to two seconds, so that few programs are compiled.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_without_the_gate_every_submodel_is_scored(run, capsys):
     assert results["pooled"]["wer"] == results["pooled"]["submodel_wer"]
     assert texts["p0"]["submodel"] != texts["p0"]["base"]
     assert "0 served by the base" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_all_jobs_are_in_quarantine_the_base_serves_everybody(run, tmp_path):
+    corpus = dataclasses.replace(run.experiment.corpus, speakers=("p2",))
+    other = Run.begin(dataclasses.replace(run.experiment, name="trouble", corpus=corpus), base=run.base, corpus="none")
+    (other.folder / JOBS).write_text((run.folder / JOBS).read_text().splitlines()[2] + "\n")
+    main(["evaluate", str(other.folder), "--resamples", "20", "--batch", "2", "--out", str(tmp_path)])
+    pooled = json.loads((tmp_path / "results.json").read_text())["pooled"]
+    assert pooled["served_by_base"] == pooled["speakers"] == 1
+    assert pooled["wer"] == pooled["base_wer"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(other.folder), "--gate", "off", "--out", str(tmp_path)])
 
 
 # The command
