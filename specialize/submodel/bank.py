@@ -47,9 +47,9 @@ def stack(submodels: Sequence[Submodel]) -> Submodel:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *submodels)
 
 
-def broadcast(submodel: Submodel, slots: int) -> Submodel:
-    """A bank of S equal Submodels."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), submodel)
+def broadcast(trained: Any, slots: int) -> Any:
+    """A bank of S equal Submodels, or of whatever else slots train."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), trained)
 
 
 def take(bank: Submodel, slot: int) -> Submodel:
@@ -57,6 +57,6 @@ def take(bank: Submodel, slot: int) -> Submodel:
     return jax.tree.map(lambda leaf: np.asarray(leaf[slot]), bank)
 
 
-def size(submodel: Submodel) -> int:
-    """How many parameters a Submodel (or a bank) has."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(submodel))
+def size(tree: Any) -> int:
+    """How many parameters a Submodel (or a bank, or a base) has."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

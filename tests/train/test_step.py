@@ -113,7 +113,7 @@ def test_the_base_does_not_change(name):
     for _ in range(3):
         state, _ = trained.step(params, state, hyper, active, anchor, parts)
     assert np.asarray(state.step).tolist() == [3] * 8
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(params))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(params).params)
 
 
 def test_a_step_is_adamw_on_the_clipped_mean_gradient(name):
@@ -179,8 +179,8 @@ def test_trouble_stays_in_its_slot(name):
     assert np.asarray(metrics.finite).tolist() == [slot != 3 for slot in range(8)]
     assert broken.skipped.tolist() == [int(slot == 3) for slot in range(8)]
     for slot in range(8):
-        expected = before if slot == 3 else good.submodel
-        for left, right in zip(jax.tree.leaves(broken.submodel), jax.tree.leaves(expected), strict=True):
+        expected = before if slot == 3 else good.trained
+        for left, right in zip(jax.tree.leaves(broken.trained), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(left[slot], right[slot])
     assert np.isfinite(good_metrics.loss).all()
 
