@@ -20,10 +20,19 @@ import tyro
 
 from specialize.caches import keep_compiled_programs
 from specialize.cli import load_experiment
-from specialize.errors import SpecializeError
+from specialize.errors import ConfigError, SpecializeError
 from specialize.score.curve import learning_curve, write_curve
 from specialize.score.evaluate import Scoring, evaluate
-from specialize.train import CohortConfig, Experiment, HyperParameters, SpaceTraining, Stopping, train, train_space
+from specialize.train import (
+    CohortConfig,
+    Experiment,
+    HyperParameters,
+    SpaceTraining,
+    Stopping,
+    open_run,
+    train,
+    train_space,
+)
 
 HERE = Path(__file__).parent
 
@@ -46,7 +55,7 @@ class Study:
     def point(self, way: str, amount: int) -> Experiment:
         """A run of the curve."""
         of = {"plain": self.plain, "start": self.start, "embedding": self.embedding, "space": self.unfrozen}[way]
-        if way == "start" and of.start is None:
+        if way == "start":
             of = dataclasses.replace(of, start=self.pooled.folder / "submodels/pooled")
         if way in ("embedding", "space"):
             of = dataclasses.replace(of, start=None, space=self.space.folder)
@@ -58,9 +67,11 @@ def speechocean(speakers: int | None) -> Study:
     """The 125 `base` speakers are known, the `personal` ones are new."""
     start = load_experiment(HERE / "speechocean_whisper.py")
     start = dataclasses.replace(start, corpus=dataclasses.replace(start.corpus, limit=speakers))
+    space, pooled = load_experiment(HERE / "speechocean_space.py", SpaceTraining), HERE / "speechocean_pooled.py"
+    pooled = load_experiment(pooled)
     return Study(
-        load_experiment(HERE / "speechocean_space.py", SpaceTraining),
-        load_experiment(HERE / "speechocean_pooled.py"),
+        dataclasses.replace(space, start=pooled.folder / "submodels/pooled"),
+        pooled,
         dataclasses.replace(
             start,
             start=None,
@@ -144,21 +155,34 @@ def points(options: Options, study: Study) -> Iterator[Experiment]:
             yield study.point(way, amount)
 
 
+def made(experiment: Experiment | SpaceTraining, make: Any) -> None:
+    """Makes a run, unless it is there.
+
+    Raises:
+        ConfigError: it is there, and is of another experiment.
+    """
+    if not (experiment.folder / "summary.json").is_file():
+        make(experiment)
+        return
+    there = open_run(experiment.folder).experiment
+    if isinstance(there, Experiment) and there.space is not None:  # whose Submodels are of the space's kind
+        there = dataclasses.replace(there, submodel=experiment.submodel)
+    if there != experiment:
+        raise ConfigError(f"'{experiment.folder}' is a run of another experiment. Delete it, and it is made anew.")
+
+
 def main(options: Options) -> None:
     study = {"speechocean": speechocean, "synthetic": synthetic}[options.study](options.speakers)
     out = options.out or HERE / "results" / ("" if options.study == "speechocean" else options.study)
-    if not (study.pooled.folder / "summary.json").is_file():
-        train(study.pooled)
-    control = study.pooled.folder / "results.personal.json"
+    made(study.pooled, train)
+    control = study.pooled.folder / study.results.replace("results", "results.personal")
     if not control.is_file():
-        evaluate([study.pooled.folder], Scoring(role="personal"))
-    if not (study.space.folder / "summary.json").is_file():
-        train_space(study.space)
+        evaluate([study.pooled.folder], dataclasses.replace(study.scoring, role="personal"))
+    made(study.space, train_space)
     scored, decoded = [], {}
     for experiment in points(options, study):
         folder = experiment.folder
-        if not (folder / "summary.json").is_file():
-            train(experiment)
+        made(experiment, train)
         if not (folder / study.results).is_file():
             evaluate([folder], study.scoring, decoded=decoded)
         scored.append(folder / study.results)

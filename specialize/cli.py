@@ -199,7 +199,8 @@ def _budgeted(words: list[str]) -> list[str]:
         number, seconds = value.removesuffix("s"), value.endswith("s")
         if not number.replace(".", "", 1 if seconds else 0).isdigit():
             raise ConfigError(f"--budget {value}: write a number of utterances, `3`, or of seconds, `30s`.")
-        rest += ["--hyper.seconds" if seconds else "--hyper.utterances", number]
+        other, this = ("utterances", "seconds") if seconds else ("seconds", "utterances")
+        rest += [f"--hyper.{other}", "None", f"--hyper.{this}", number]
     return rest
 
 
@@ -215,7 +216,10 @@ def train(words: list[str]) -> None:
     file, rest, experiment = _experiment_of("train", words, example, SpaceTraining)
     rest, experiment = _choose_kind(rest, experiment, "submodel", KINDS)
     rest = _budgeted(_spelt_out(rest, "--strict", "--corpus.strict"))
-    described = "Train a Submodel for each speaker of the corpus, many at a time in one compiled step."
+    described = (
+        "Train a Submodel for each speaker of the corpus, many at a time in one compiled step. `--budget 3` or "
+        "`--budget 30s` is short for --hyper.utterances or --hyper.seconds: only the first recordings of each speaker."
+    )
     if isinstance(experiment, SpaceTraining):
         rest, experiment = _choose_kind(rest, experiment, "space", GENERATORS)
         described = (
@@ -377,7 +381,8 @@ def evaluate(words: list[str]) -> None:
 
 def curve(words: list[str]) -> None:
     """Draw the learning curve of scored runs: WER against utterances to train on."""
-    from specialize.score.curve import NAMES, learning_curve, write_curve
+    from specialize.score.curve import learning_curve, write_curve
+    from specialize.score.report import NAMES
     from specialize.score.terminal import interval, percent
 
     @dataclass(frozen=True)
@@ -388,9 +393,10 @@ def curve(words: list[str]) -> None:
         """Folders of runs, or results files in them. Each is a point: with or without a start or a space, at some
         --budget."""
         control: Path | None = None
-        """results.json of one Submodel for all, `evaluate runs/POOLED --role ROLE` writes it."""
+        """Scores of one Submodel for all: results.ROLE.json, as `evaluate runs/POOLED --role ROLE` writes it."""
         out: Path = Path()
-        """Folder for learning_curve.json and learning_curve.html."""
+        """Folder for learning_curve.json and learning_curve.html. The report of a run has a curve that is in its
+        folder."""
 
     command = tyro.cli(Curve, args=words, prog="specialize curve")
     made = learning_curve(command.runs, command.control)
@@ -398,7 +404,7 @@ def curve(words: list[str]) -> None:
     for way, points in made["curves"].items():
         for point in points:
             rate, ends = percent(point["wer"]), interval(point["wer_interval"])
-            print(f"{NAMES[way]:<42} {point['utterances']:>4} utterances  {rate:>6}  ({ends})")
+            print(f"{NAMES[way]:<42} {point[made['unit']]:>5g} {made['unit']}  {rate:>6}  ({ends})")
     for path in write_curve(made, command.out):
         print(path)
 

@@ -20,7 +20,7 @@ from specialize.submodel.sites import summarise
 from specialize.train import Plan, PretrainRun, Run, SpacePlan, SpaceRun, open_run
 from specialize.train.estimate import gigabytes
 from specialize.train.run import SpeakersRun
-from specialize.train.runs import is_run
+from specialize.train.runs import CURVE, fitted_space, is_run
 
 _LISTED = 12
 
@@ -168,8 +168,10 @@ def _run(run: SpeakersRun) -> Iterator[str]:
     yield f"  cohort         {experiment.cohort}"
     if experiment.start is not None:
         yield f"  start          {experiment.start}"
+    if isinstance(run, Run) and experiment.space is not None:
+        yield f"  space          {experiment.space}, {experiment.fitted}"
     if isinstance(run, SpaceRun):
-        yield f"  rates          embeddings {experiment.rate_of_embeddings}, prior {experiment.prior}"
+        yield f"  rates          embeddings {experiment.rate_of_embeddings}, decay {experiment.embedding_decay}"
         yield f"  sampling       by utterances to the power of {experiment.sampling}"
     yield f"  Submodels      {len(speakers)}: {', '.join(speakers[:_LISTED])}{' …' if len(speakers) > _LISTED else ''}"
     if summary is None:
@@ -191,6 +193,10 @@ def _run(run: SpeakersRun) -> Iterator[str]:
             yield f"  test WER       {pooled['base_wer']:.1%} -> {pooled['wer']:.1%} over {pooled['speakers']} speakers"
     if isinstance(run, SpaceRun) and summary is not None:
         yield from describe_space(run.space())
+    if isinstance(run, Run) and summary is not None and (fitted := fitted_space(run)) is not None:
+        yield from describe_space(fitted)
+    if (run.folder / CURVE).is_file():
+        yield f"  learning curve {run.folder / CURVE}"
 
 
 def describe_space_plan(planned: SpacePlan) -> Iterator[str]:
@@ -231,7 +237,7 @@ def describe_plan(planned: Plan, turns: int = 1) -> Iterator[str]:
         yield f"    jobs         {len(program.jobs)}, of at most {experiment.stop.max_steps} steps"
         yield f"    parameters   {each:,} each ({each / whole:.2%} of the base), {gigabytes(4 * each)}"
         if planned.space is not None:
-            yield f"    trained      {trained:,} each ({experiment.fit} of the space '{experiment.space}')"
+            yield f"    trained      {trained:,} each ({experiment.fitted} of the space '{experiment.space}')"
         together = "all" if layout.chunk == 0 else str(layout.chunk)
         yield f"    slots        {layout.slots}; of those of a device, {together} are computed together"
         work = planned.work(program, layout.slots)

@@ -95,7 +95,7 @@ def main(options: Benchmark) -> None:
 def _time(
     options: Benchmark, cohort: Cohort, generator: Generator, template: Any, params: Any, batch: Batch
 ) -> dict[str, Any]:
-    joint = JointStep(cohort, generator, 1, HyperParameters(), embedding_rate=0.0, prior=0.0, steps=1)
+    joint = JointStep(cohort, generator, 1, HyperParameters(), embedding_rate=0.0, embedding_decay=0.0, steps=1)
     seeds = np.arange(options.slots, dtype=np.uint32)[:, None]
     state = joint.begin(template, seeds, jax.random.key(0))
     chosen = cohort.place(np.zeros(options.slots, np.int32))

@@ -11,22 +11,16 @@ from typing import Any
 import numpy as np
 
 from specialize.errors import ConfigError
-from specialize.score.report import render_curve
+from specialize.score.report import NAMES, render_curve
 from specialize.score.results import write_atomically, write_results
 from specialize.score.statistics import LEVEL, METHOD, bootstrap, sign_flip_p_value
 from specialize.train.experiment import Experiment
 from specialize.train.recorder import read_jobs
 from specialize.train.run import Run
+from specialize.train.runs import CURVE, open_run
 
 SHORT = {"embedding": "embedding", "unfreeze": "unfreeze", "embedding-then-unfreeze": "space"}
 """Names of the ways to fit a space, as keys of the curve begin."""
-NAMES = {
-    "plain": "a Submodel from no effect",
-    "start": "a Submodel from the pooled start",
-    "embedding": "the embedding alone",
-    "unfreeze": "a Submodel from the middle of the space",
-    "space": "embedding, then the Submodel",
-}
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,7 @@ class Scored:
     """Errors of the speakers of one run."""
 
     name: str
+    file: Path
     errors: dict[str, int]
     base_errors: dict[str, int]
     words: dict[str, int]
@@ -49,7 +44,9 @@ class Scored:
             speakers = json.loads(file.read_text(encoding="utf-8"))["speakers"]
         except FileNotFoundError:
             run = file.parent
-            raise ConfigError(f"'{run}' has not been scored: `specialize evaluate {run}` does it.") from None
+            raise ConfigError(f"There is no '{file}': `specialize evaluate {run}` scores a run.") from None
+        except IsADirectoryError:
+            raise ConfigError(f"'{file}' is a folder. Name the results file of `specialize evaluate` in it.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"'{file}' is no results.json of `specialize evaluate`: {error!r}.") from error
 
@@ -58,7 +55,7 @@ class Scored:
             return {speaker: sum(row[which][kind] for kind in kinds) for speaker, row in speakers.items()}
 
         words = {speaker: row["words"] for speaker, row in speakers.items()}
-        return cls(str(file.parent), errors("counts"), errors("base_counts"), words)
+        return cls(str(file.parent), file, errors("counts"), errors("base_counts"), words)
 
 
 def way_of(experiment: Experiment) -> str:
@@ -75,30 +72,41 @@ def learning_curve(
 
     Args:
         scores: folders of runs that have been scored, or files in them that `evaluate` wrote. Each is a point: its way
-            follows from its experiment, and its amount is the median of the utterances that its jobs trained on.
-        control: results.json of what they are measured against beside the base: one Submodel for all.
+            follows from its experiment, and its amount is its budget of
+            seconds, or the median of the utterances that its jobs trained on.
+        control: results file of what they are measured against beside the base: one Submodel for all.
         resamples: of the bootstrap.
         seed: of its draws.
 
     Raises:
-        ConfigError: a run has not been scored, two are the same point, or no speaker is in all of them.
+        ConfigError: a run has not been scored, two are the same point, they cannot be compared, or no speaker is in all
+            of them.
     """
-    points: dict[str, dict[int, Scored]] = defaultdict(dict)
+    if not scores:
+        raise ConfigError("Name at least one run.")
+    points: dict[str, dict[float, Scored]] = defaultdict(dict)
+    units: dict[str, str] = {}
+    bases: dict[str, str] = {}
     for path in scores:
         folder, file = (path.parent, path) if path.is_file() else (path, path / "results.json")
-        run = Run(folder)
-        way, amount = way_of(run.experiment), _utterances(run)
+        run = open_run(folder)
+        if not isinstance(run, Run):
+            raise ConfigError(f"'{folder}' is no run of Submodels of which each was trained by itself.")
+        way, (amount, unit) = way_of(run.experiment), _amount(run)
         if amount in points[way]:
             raise ConfigError(
-                f"'{points[way][amount].name}' and '{folder}' are both {NAMES[way]} after {amount} utterances. "
+                f"'{points[way][amount].name}' and '{folder}' are both {NAMES[way]} after {amount:g} {unit}. "
                 "Leave one out."
             )
+        units[unit], bases[run.base] = str(folder), str(folder)
         points[way][amount] = Scored.read(file)
     every = [scored for of in points.values() for scored in of.values()]
     pooled = None if control is None else Scored.read(control)
     every += [] if pooled is None else [pooled]
-    if not every:
-        raise ConfigError("Name at least one run.")
+    for of, what in ((units, "budgets of the same unit"), (bases, "runs of one base")):
+        if len(of) > 1:
+            raise ConfigError(f"A curve is of {what}, but {' and '.join(of.values())} differ: {', '.join(of)}.")
+    (unit,) = units
     names = sorted(set.intersection(*(set(scored.words) for scored in every)))
     if not names:
         raise ConfigError("No speaker is in all of the runs.")
@@ -106,6 +114,11 @@ def learning_curve(
         if odd := [name for name in names if scored.words[name] != every[0].words[name]]:
             raise ConfigError(
                 f"'{scored.name}' and '{every[0].name}' scored other texts of '{odd[0]}'. Score both on one manifest."
+            )
+        if odd := [name for name in names if scored.base_errors[name] != every[0].base_errors[name]]:
+            raise ConfigError(
+                f"The base was scored in another way in '{scored.file}' than in '{every[0].file}' (of '{odd[0]}'). "
+                "Score all with the same --base-context, --beam and --language."
             )
     words = np.array([every[0].words[name] for name in names])
 
@@ -120,22 +133,23 @@ def learning_curve(
         found: dict[str, Any] = {
             "wer": float(errors.sum() / words.sum()),
             "wer_interval": against_base.rate,
-            "relative_reduction": float(1 - errors.sum() / base.sum()),
+            "relative_reduction": _reduction(base, errors),
             "relative_reduction_interval": against_base.relative_reduction,
         }
         if of_control is not None:
             against = bootstrap(of_control, errors, words, resamples=resamples, seed=seed)
-            found["reduction_against_control"] = float(1 - errors.sum() / of_control.sum())
+            found["reduction_against_control"] = _reduction(of_control, errors)
             found["reduction_against_control_interval"] = against.relative_reduction
             found["p_against_control"] = sign_flip_p_value(of_control - errors, resamples=resamples, seed=seed)
         return found
 
     curves = {
-        way: [{"utterances": n, "run": of[n].name} | figures(counts(of[n].errors)) for n in sorted(of)]
+        way: [{unit: n, "run": of[n].name} | figures(counts(of[n].errors)) for n in sorted(of)]
         for way, of in points.items()
     }
-    keys = {f"{way}_at_{point['utterances']}": point["wer"] for way, of in curves.items() for point in of}
+    keys = {f"{way}_at_{point[unit]:g}": point["wer"] for way, of in curves.items() for point in of}
     return {
+        "unit": unit,
         "speakers": len(names),
         "words": int(words.sum()),
         "base": float(base.sum() / words.sum()),
@@ -150,14 +164,22 @@ def learning_curve(
 
 def write_curve(curve: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """Writes `learning_curve.json` and `learning_curve.html`; returns their paths."""
-    figures, page = folder / "learning_curve.json", folder / "learning_curve.html"
+    figures, page = folder / CURVE, folder / "learning_curve.html"
     write_results(curve, figures)
-    write_atomically(page, render_curve(curve, NAMES))
+    write_atomically(page, render_curve(curve))
     return figures, page
 
 
-def _utterances(run: Run) -> int:
+def _amount(run: Run) -> tuple[float, str]:
+    """What each speaker had to train on, and its unit."""
+    if run.experiment.hyper.seconds is not None:
+        return run.experiment.hyper.seconds, "seconds"
     jobs = list(read_jobs(run))
     if not jobs or any("utterances" not in job for job in jobs):
         raise ConfigError(f"'{run.folder}' does not say on how many utterances it trained. Train it anew.")
-    return round(statistics.median(job["utterances"] for job in jobs))
+    return round(statistics.median(job["utterances"] for job in jobs)), "utterances"
+
+
+def _reduction(before: np.ndarray, after: np.ndarray) -> float | None:
+    """Of errors, relative; None where there was none before."""
+    return float(1 - after.sum() / before.sum()) if before.sum() else None

@@ -22,15 +22,16 @@ from specialize.score.pretrained import evaluate_pretrained
 from specialize.score.report import write_report
 from specialize.score.results import score, write_atomically, write_results
 from specialize.score.scoring import Context, Files, Scoring, say_left_out
-from specialize.score.spaces import view_space
+from specialize.score.spaces import SpaceView, view_space
 from specialize.score.terminal import by_gain, differences, percent, tables
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel.store import speaker_folder
-from specialize.train import PretrainRun, SpaceRun, open_run
+from specialize.train import PretrainRun, Run, SpaceRun, open_run
 from specialize.train.metrics import read_metrics
 from specialize.train.recorder import job_name, read_jobs
 from specialize.train.run import SpeakersRun
+from specialize.train.runs import CURVE, fitted_space
 
 BaseTexts = dict[Any, dict[int, str]]
 """What bases have transcribed by themselves, by base, corpus and context."""
@@ -225,8 +226,21 @@ def _write(
     write_results(results, files.results)
     lines = [json.dumps(dataclasses.asdict(t), ensure_ascii=False) for t in transcripts]
     write_atomically(files.transcripts, "\n".join(lines) + "\n")
-    space = view_space(run.space(), transcripts, scoring.groups) if isinstance(run, SpaceRun) else None
-    write_report(files.report, results, transcripts, _curves(run), _about(run, results), space)
+    space = _space(run, transcripts, scoring)
+    write_report(files.report, results, transcripts, _curves(run), _about(run, results), space, run.read(CURVE))
+
+
+def _space(run: SpeakersRun, transcripts: Sequence[Transcript], scoring: Scoring) -> SpaceView | None:
+    """The space that the run trained, or that it fitted its speakers to."""
+    if isinstance(run, SpaceRun):
+        return view_space(run.space(), transcripts, scoring.groups)
+    assert isinstance(run, Run)
+    fitted = fitted_space(run)
+    if fitted is None:
+        return None
+    new = {transcript.speaker for transcript in transcripts}
+    known = {speaker: "fitted" if speaker in new else "of the space" for speaker in fitted.embeddings}
+    return view_space(fitted, transcripts, scoring.groups, {"speakers": known})
 
 
 def _curves(run: SpeakersRun) -> dict[str, Curve]:
@@ -255,7 +269,8 @@ def _about(run: SpeakersRun, results: dict[str, Any]) -> dict[str, Any]:
         "submodel": str(experiment.submodel),
         "parameters_of_a_Submodel": summary.get("parameters_each"),
         "parameters_of_the_base": summary.get("base_parameters"),
-        "space": str(experiment.space) if isinstance(run, SpaceRun) else None,
+        "space": None if getattr(experiment, "space", None) is None else str(experiment.space),
+        "fit": experiment.fitted if isinstance(run, Run) and experiment.space is not None else None,
         "parameters_of_the_space": summary.get("shared_parameters"),
         "start": None if experiment.start is None else str(experiment.start),
         "context_in_training": experiment.context,

@@ -202,43 +202,41 @@ def group_mark(index: int | None, x: float, y: float, title: str | None = None, 
 
 
 def amounts(curve: dict[str, Any], names: dict[str, str]) -> Markup:
-    """WER against utterances to train on: a line with intervals for each way; the base and the control go across.
+    """WER against what there is to train on: a line with intervals for each way; the base and the control go across.
 
     Args:
         curve: of `specialize.score.curve.learning_curve`.
         names: what its ways are called.
     """
     left, above, width, height = 62.0, 14.0, _WIDTH - 62.0 - 14.0, 380.0
+    unit = curve["unit"]
     across = [curve["base"]] + ([] if curve["pooled_control"] is None else [curve["pooled_control"]])
     points = [point for of in curve["curves"].values() for point in of]
     ends = [end for point in points for end in point["wer_interval"] or (point["wer"],)]
-    top, last = _ceiling(min(max([*ends, *across]), 1.5)), max(point["utterances"] for point in points) * 1.06
+    top, last = _ceiling(min(max([*ends, *across]), 1.5)), max(point[unit] for point in points) * 1.06
 
     def y(rate: float) -> float:
         return above + height * (1 - min(rate, top) / top)
 
     parts = [*_grid(left, above, width, height, None, top)]
-    for amount in sorted({point["utterances"] for point in points}):
-        parts.append(_text(left + width * amount / last, above + height + 18, str(amount), "middle"))
+    for amount in sorted({point[unit] for point in points}):
+        parts.append(_text(left + width * amount / last, above + height + 18, f"{amount:g}", "middle"))
     parts += [_line(left, y(rate), left + width, y(rate), "diagonal") for rate in across]
     ways = list(curve["curves"])
     for index, way in enumerate(ways):
         shift = 7.0 * (index - (len(ways) - 1) / 2)
-        places = [
-            (left + width * point["utterances"] / last + shift, y(point["wer"]), point)
-            for point in curve["curves"][way]
-        ]
+        places = [(left + width * point[unit] / last + shift, y(point["wer"]), point) for point in curve["curves"][way]]
         path = " ".join(f"{x:.1f},{at:.1f}" for x, at, _ in places)
         parts.append(Markup('<polyline class="curve s{}" points="{}"/>').format(index % 6, path))
         for x, at, point in places:
             if point["wer_interval"] is not None:
                 low, high = point["wer_interval"]
                 parts.append(_line(x, y(low), x, y(high), "range"))
-            title = f"{names[way]}, {point['utterances']} utterances: {percent(point['wer'])}"
+            title = f"{names[way]}, {point[unit]:g} {unit}: {percent(point['wer'])}"
             parts.append(group_mark(index, x, at, title))
-    parts.append(_text(left + width / 2, above + height + 40, "utterances of a speaker to train on", "middle"))
+    parts.append(_text(left + width / 2, above + height + 40, f"{unit} of a speaker to train on", "middle"))
     parts.append(_upright(14, above + height / 2, "WER"))
-    label = f"WER of {curve['speakers']} speakers against utterances to train on. The table has the same figures."
+    label = f"WER of {curve['speakers']} speakers against {unit} to train on. The table has the same figures."
     return _svg(left + width + 14, above + height + 48, label, parts)
 
 

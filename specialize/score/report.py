@@ -15,6 +15,14 @@ from specialize.score.spaces import NEIGHBOURS, SpaceView
 from specialize.score.terminal import align, by_gain, interval, percent
 from specialize.score.transcript import Transcript
 
+NAMES = {
+    "plain": "a Submodel from no effect",
+    "start": "a Submodel from the pooled start",
+    "embedding": "the embedding alone",
+    "unfreeze": "a Submodel from the middle of the space",
+    "space": "embedding, then the Submodel",
+}
+"""What the ways of a learning curve are called."""
 EXAMPLES = 24
 """At most so many utterances are shown."""
 
@@ -26,6 +34,7 @@ def write_report(
     curves: dict[str, plots.Curve] | None = None,
     about: dict[str, Any] | None = None,
     space: SpaceView | None = None,
+    learning_curve: dict[str, Any] | None = None,
 ) -> None:
     """Writes the report, whole or not at all.
 
@@ -38,7 +47,8 @@ def write_report(
             out. Some keys have a place of their own: `name` is the title, `command` the command line (a string or its
             words), `problems` a list of {line, utterance, speaker, reason} of the corpus that was trained on,
             `quarantined` a list of speakers whose training failed.
-        space: of the run, if it trained one.
+        space: of the run, if it trained one, or fitted speakers to one.
+        learning_curve: as `specialize curve` writes it.
     """
     about = dict(about or {})
     title = str(about.pop("name", "")) or "Run"
@@ -70,21 +80,21 @@ def write_report(
             command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
             left_out=_left_out(problems, results.get("problems", [])),
             quarantined=quarantined,
+            **({"curve": None} if learning_curve is None else _curve(learning_curve)),
         )
     )
     write_atomically(path, page)
 
 
-def render_curve(curve: dict[str, Any], names: dict[str, str]) -> str:
-    """The page of a learning curve.
+def render_curve(curve: dict[str, Any]) -> str:
+    """The page of a learning curve, as `specialize.score.curve.learning_curve` makes it."""
+    return _environment().get_template("curve.html.jinja").render(**_curve(curve))
 
-    Args:
-        curve: of `learning_curve`.
-        names: what its ways are called.
-    """
-    key = [(plots.group_mark(index, 6, 6), names[way]) for index, way in enumerate(curve["curves"])]
-    plot = plots.amounts(curve, names)
-    return _environment().get_template("curve.html.jinja").render(curve=curve, names=names, key=key, plot=plot)
+
+def _curve(curve: dict[str, Any]) -> dict[str, Any]:
+    """What the template of a learning curve needs."""
+    key = [(plots.group_mark(index, 6, 6), NAMES[way]) for index, way in enumerate(curve["curves"])]
+    return {"curve": curve, "curve_names": NAMES, "curve_key": key, "curve_plot": plots.amounts(curve, NAMES)}
 
 
 def _left_out(trained: list[dict[str, Any]], scored: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

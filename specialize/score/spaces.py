@@ -32,13 +32,19 @@ class SpaceView:
     """(speaker, (another, distance)) of each."""
 
 
-def view_space(space: Space, transcripts: Sequence[Transcript], groups: Sequence[str] | None = None) -> SpaceView:
+def view_space(
+    space: Space,
+    transcripts: Sequence[Transcript],
+    groups: Sequence[str] | None = None,
+    labels: dict[str, dict[str, str]] | None = None,
+) -> SpaceView:
     """What there is to see in a space.
 
     Args:
         space: that was trained.
         transcripts: of speakers of it, with their attributes; speakers without are points without a group.
         groups: attributes to show; None is all that vary.
+        labels: more of them, {attribute: {speaker: its group}}.
     """
     of = principal(space)
     points = {
@@ -54,7 +60,7 @@ def view_space(space: Space, transcripts: Sequence[Transcript], groups: Sequence
         numbers=space.generator.embedding_size(space.shared["mean"]),
         points=points,
         explained=tuple(float(share) for share in of.explained),
-        labels=_labels([t for t in transcripts if t.speaker in points], groups),
+        labels=(labels or {}) | _labels([t for t in transcripts if t.speaker in points], groups),
         nearest=tuple(listed),
     )
 

@@ -89,9 +89,10 @@ class Experiment:
     space: Path | None = None
     """Folder of a run that trained a space, or of a space: each job is a new speaker's point of it, from the middle of
     those that it was trained on. Kind, places and sizes of the Submodels are then the space's."""
-    fit: Fit = "embedding-then-unfreeze"
+    fit: Fit | None = None
     """With a space, what is trained: the speaker's embedding; the Submodel itself, from what the space generates in its
-    middle; or the embedding for the first `hyper.embedding_steps` steps, and then the Submodel from there."""
+    middle; or the embedding for the first `hyper.embedding_steps` steps, and then the Submodel from there, which None
+    is."""
     context: Literal["needed", "full"] = "needed"
     """Length that a Whisper encoder sees in training: what the batch needs, or always 30 s."""
     save_seconds: float = 60.0
@@ -103,10 +104,19 @@ class Experiment:
     wandb: str | None = None
     """Project of Weights & Biases to log to as well (extra `wandb`)."""
 
+    def __post_init__(self):
+        if self.space is None and self.fit is not None:
+            raise ConfigError(f"fit={self.fit} is of new speakers in a space. Give the --space, or --fit None.")
+
     @property
     def folder(self) -> Path:
         """Where the run is written."""
         return self.runs / self.name
+
+    @property
+    def fitted(self) -> Fit:
+        """What is trained of a point of the space."""
+        return self.fit or "embedding-then-unfreeze"
 
 
 def to_json(value: Any) -> Any:

@@ -45,7 +45,7 @@ class HyperParameters:
     """Peak learning rate of the speaker's embedding, where one is fitted to a space."""
     embedding_decay: float = 0.0
     """Decoupled decay of the embedding towards the middle of the space."""
-    embedding_steps: int = 12
+    embedding_steps: int = 6
     """Steps that train the embedding before the Submodel is trained itself, with `fit=embedding-then-unfreeze`."""
 
     def __post_init__(self):

@@ -44,7 +44,7 @@ class SpaceTraining:
     embedding_rate: float | None = None
     """Peak learning rate of embeddings; it rises and falls with the generator's. None is 0.1, fast enough to leave the
     random places of variance one where they begin; of one-hot, whose embeddings are parameters, the generator's own."""
-    prior: float = 0.0
+    embedding_decay: float = 0.0
     """Decoupled decay of embeddings towards zero, which a Gaussian prior on speakers comes to."""
     sampling: float = 0.0
     """A speaker is drawn with a probability proportional to (its utterances)^sampling among those of its slot: 0 draws
@@ -67,9 +67,16 @@ class SpaceTraining:
     """Write TensorBoard event files too (extra `tensorboard`)."""
 
     def __post_init__(self):
-        for name, least in (("embedding_rate", 0.0), ("prior", 0.0), ("sampling", 0.0)):
+        for name, least in (("embedding_rate", 0.0), ("embedding_decay", 0.0), ("sampling", 0.0)):
             if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise ConfigError(f"{name}={getattr(self, name)}, but it must be at least {least:g}.")
+        defaults = HyperParameters()
+        for name in ("embedding_rate", "embedding_decay", "embedding_steps"):
+            if getattr(self.hyper, name) != getattr(defaults, name):
+                raise ConfigError(
+                    f"hyper.{name} is of new speakers that are fitted to a space. While it is trained, give "
+                    "--embedding-rate and --embedding-decay."
+                )
         if self.stop.halving:
             raise ConfigError("stop.halving compares the points of a grid, and a space has none. Leave it out.")
         if self.cohort.refill != "continuous":
@@ -176,7 +183,7 @@ class SpacePlan:
             self.turns(layout.slots).rows,
             of.hyper,
             embedding_rate=of.rate_of_embeddings,
-            prior=of.prior,
+            embedding_decay=of.embedding_decay,
             steps=of.stop.max_steps,
         )
 

@@ -83,7 +83,7 @@ class JointStep:
         rows: Q, speakers of a slot.
         hyper: learning rate and weight decay of the generator; warm-up, `final` and clip of all.
         embedding_rate: peak learning rate of embeddings.
-        prior: decoupled decay of embeddings towards zero.
+        embedding_decay: decoupled decay of embeddings towards zero.
         steps: over which the learning rates fall.
     """
 
@@ -95,11 +95,12 @@ class JointStep:
         hyper: HyperParameters,
         *,
         embedding_rate: float,
-        prior: float,
+        embedding_decay: float,
         steps: int,
     ):
         self.cohort, self.generator, self.rows = cohort, generator, rows
-        self._hyper, self._embedding_rate, self._prior, self._steps = hyper, embedding_rate, prior, steps
+        self._hyper, self._steps = hyper, steps
+        self._embedding_rate, self._embedding_decay = embedding_rate, embedding_decay
         self.generate = jax.jit(self._sharded(self._generate, (_WHOLE, _SLOT, _SLOT), _SLOT))
         """(shared, embeddings [S, Q, K], rows [S]) → bank."""
         self.apply = jax.jit(
@@ -233,7 +234,7 @@ class JointStep:
         table, moments, skipped, sums = of_slot
         e, before = table[row], jax.tree.map(lambda kept: kept[row], moments)
         direction, after = ADAM.update(gradient, before)
-        moved = e - pace * self._embedding_rate * (direction + self._prior * e)
+        moved = e - pace * self._embedding_rate * (direction + self._embedding_decay * e)
         e, after = jax.tree.map(partial(jnp.where, taken), (moved, after), (e, before))
         moments = jax.tree.map(lambda kept, new: kept.at[row].set(new), moments, after)
         measured = Sums(loss, norm, 1.0)

@@ -22,7 +22,7 @@ from specialize.corpus import (
     train_shapes,
 )
 from specialize.errors import ConfigError, FingerprintMismatch
-from specialize.space import Space, load_space
+from specialize.space import OneHot, Space, load_space
 from specialize.submodel import Kind, Submodel, find_sites, load_submodel
 from specialize.submodel.bank import check_slots, speaker_mesh
 from specialize.train.estimate import (
@@ -104,7 +104,7 @@ class Plan:
     def trainee(self, program: Program) -> Trainee:
         """What the slots of a program train."""
         if self.space is not None:
-            return Point(self.space, self.experiment.fit)
+            return Point(self.space, self.experiment.fitted)
         sites = find_sites(program.spec, self.base.architecture, self.base.params)
         return Plain(program.spec, sites, self.start)
 
@@ -204,12 +204,12 @@ class Plan:
 
     @property
     def stopping(self) -> Stopping:
-        """When jobs end: not before the Submodel itself has had its turn, where the embedding has the first."""
+        """When jobs end. Where the embedding has the first steps, patience begins when the Submodel has its turn."""
         stop = self.experiment.stop
-        if self.space is None or self.experiment.fit != "embedding-then-unfreeze":
+        if self.space is None or self.experiment.fitted != "embedding-then-unfreeze":
             return stop
-        steps = max(hyper.embedding_steps for _, hyper in self.points)
-        return dataclasses.replace(stop, min_steps=max(stop.min_steps, min(steps + stop.every, stop.max_steps)))
+        steps = max(hyper.embedding_steps for _, hyper in self.points) + stop.patience * stop.every
+        return dataclasses.replace(stop, min_steps=max(stop.min_steps, min(steps, stop.max_steps)))
 
     @property
     def memory(self) -> int | None:
@@ -287,18 +287,34 @@ def _load_space(experiment: Experiment, base: Base) -> Space:
         raise ConfigError(f"Jobs start in the space '{folder}', and so not at '{experiment.start}'. Give --start None.")
     if varied := [axis for axis in experiment.grid if axis.startswith("submodel.")]:
         raise ConfigError(f"--grid {varied[0]}: the Submodels of a space are all of its kind and sizes.")
-    if experiment.fit == "embedding-then-unfreeze":
+    if experiment.fitted == "embedding-then-unfreeze":
+        if stop.halving:
+            raise ConfigError(
+                "stop.halving would compare jobs before the Submodel itself has had its turn. Give --stop.halving 0, "
+                "or --fit embedding or unfreeze."
+            )
         steps = max(hyper.embedding_steps for _, hyper in parse_grid(experiment.grid, hyper, experiment.submodel))
         if steps >= stop.max_steps:
             raise ConfigError(
                 f"hyper.embedding_steps={steps} leaves nothing of stop.max_steps={stop.max_steps} for the Submodel. "
                 "Give more steps, or --fit embedding."
             )
-    inner = folder / "space"
     try:
-        return load_space(inner if inner.is_dir() else folder, base=base.fingerprint)
+        space = load_space(space_folder(folder), base=base.fingerprint)
     except FingerprintMismatch as error:
         raise FingerprintMismatch(f"{error} Give a space of this base (--space).") from None
+    if isinstance(space.generator, OneHot) and experiment.fitted != "unfreeze":
+        raise ConfigError(
+            f"The space in '{folder}' is one-hot, whose embeddings are Submodels: there is nothing smaller to find. "
+            "Give --fit unfreeze."
+        )
+    return space
+
+
+def space_folder(folder: Path) -> Path:
+    """The space in a folder, which may be that of its run."""
+    inner = folder / "space"
+    return inner if inner.is_dir() else folder
 
 
 def load_start(experiment: Experiment, specs: Sequence[Kind], base: Base) -> Submodel:

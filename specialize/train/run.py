@@ -52,7 +52,7 @@ class RunFolder:
         Args:
             experiment: what is to run.
             overwrite: delete a run that is there.
-            identity: fingerprints of what the experiment names by a path: `base`, `corpus`, `start`.
+            identity: fingerprints of what the experiment names by a path: `base`, `corpus`, `start`, `space`.
 
         Raises:
             ConfigError: the run there has ended, or was of another experiment or of other files; or something else is

@@ -1,6 +1,7 @@
 """Runs of every kind, opened by what their folder says they are."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from specialize.errors import ConfigError
 from specialize.space import Linear, Space, fit_linear, load_space
 from specialize.train.joint import SpaceRun
+from specialize.train.planning import space_folder
 from specialize.train.pretrain import PretrainRun
 from specialize.train.run import Run, RunFolder, SpeakersRun, read_config
 
@@ -34,6 +36,35 @@ def open_run(folder: Path) -> RunFolder:
     raise ConfigError(f"'{folder}' is a {kind}, which this version of specialize does not know.")
 
 
+CURVE = "learning_curve.json"
+"""What `specialize curve` writes into the folder of a run, and its report shows."""
+
+
+def fitted_space(run: Run, *, known: bool = True) -> Space | None:
+    """The space of a run that fitted new speakers to one, with their embeddings.
+
+    Args:
+        run: that has ended.
+        known: with the speakers that the space was trained on, too.
+
+    Returns:
+        The space; None where the run has none, trained no embeddings, or does not say them, because they are very long.
+
+    Raises:
+        StoreError: the space is not where it was.
+    """
+    if run.experiment.space is None or run.experiment.fitted == "unfreeze":
+        return None
+    space = load_space(space_folder(Path(run.experiment.space)), base=run.base)
+    told = {speaker: run.store.metadata(speaker)["training"] for speaker in run.speakers()}
+    new = {speaker: np.asarray(of["embedding"], np.float32) for speaker, of in told.items() if "embedding" in of}
+    if not new:
+        return None
+    facts = {speaker: {k: v for k, v in told[speaker].items() if k != "embedding"} for speaker in new}
+    old = {speaker: e for speaker, e in space.embeddings.items() if known and speaker not in new}
+    return dataclasses.replace(space, embeddings=old | new, facts=space.facts | facts)
+
+
 def linear_space_of(folder: Path, dim: int | None = None) -> Space:
     """The linear space of a run, or the one through its Submodels.
 
@@ -49,6 +80,10 @@ def linear_space_of(folder: Path, dim: int | None = None) -> Space:
         folder = run.space_folder
     elif run is not None and not isinstance(run, SpeakersRun):
         raise ConfigError(f"'{folder}' is a pretraining, which has no Submodels.")
+    if isinstance(run, Run) and dim is None and run.experiment.fitted == "embedding":
+        fitted = fitted_space(run, known=False)
+        if fitted is not None and isinstance(fitted.generator, Linear):
+            return fitted
     if isinstance(run, Run):
         if dim is None:
             raise ConfigError(f"'{folder}' has no space, but its Submodels have one through them: give its --dim.")

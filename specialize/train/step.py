@@ -161,7 +161,9 @@ class Cohort:
     def parameters_each(self) -> tuple[int, int]:
         """Parameters of a Submodel, and how many of a slot are trained."""
         anchor = jax.eval_shape(self.trainee.anchor)
-        return size(jax.eval_shape(self.trainee.submodel, self.trainee.shared, anchor)), size(anchor)
+        return size(jax.eval_shape(self.trainee.submodel, self.trainee.shared, anchor)), size(
+            self.trainee.learned(anchor)
+        )
 
     @property
     def starts_as_base(self) -> bool:
@@ -276,7 +278,7 @@ class Cohort:
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         scale = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-12))
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-        direction, moments = ADAM.update(gradient, state.moments)
+        direction, moments = ADAM.update(gradient, self.trainee.begin_anew(state.moments, hyper, state.step))
         rates, decays = (jax.tree.broadcast(of, state.trained) for of in self.trainee.pace(hyper, state.step))
         moved = jax.tree.map(
             lambda p, d, a, rate, decay: p - rate * (d + decay * (p - a)),

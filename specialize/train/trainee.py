@@ -46,6 +46,14 @@ class Trainee(Protocol):
         """The gradient of what this step trains, and zero for the rest."""
         ...
 
+    def begin_anew(self, moments: Any, hyper: Hyper, step: Any) -> Any:
+        """The moments to make a step with: those that were, or none where something else begins to be trained."""
+        ...
+
+    def learned(self, trained: Any) -> Any:
+        """The part of `trained` that any step trains."""
+        ...
+
     def export(self, trained: Any) -> tuple[Submodel, dict[str, Any]]:
         """The plain Submodel of arrays on the host, and facts of it beside: JSON data."""
         ...
@@ -104,6 +112,13 @@ class Plain:
     def masked(self, gradient: Submodel, hyper: Hyper, step: Any) -> Submodel:
         del hyper, step
         return gradient
+
+    def begin_anew(self, moments: Any, hyper: Hyper, step: Any) -> Any:
+        del hyper, step
+        return moments
+
+    def learned(self, trained: Submodel) -> Submodel:
+        return trained
 
     def export(self, trained: Submodel) -> tuple[Submodel, dict[str, Any]]:
         return trained, {}
@@ -165,6 +180,18 @@ class Point:
         trains_embedding, trains_change = self._trains(hyper, step)
         trains = jax.tree.broadcast(self._carried({"embedding": trains_embedding, "change": trains_change}), gradient)
         return jax.tree.map(lambda g, of: jnp.where(of, g, 0.0), gradient, trains)
+
+    def begin_anew(self, moments: Any, hyper: Hyper, step: Any) -> Any:
+        """As if the Submodel's first step were the first: Adam would else take those of the embedding for its own."""
+        if self.fit != "embedding-then-unfreeze":
+            return moments
+        late = step - hyper.embedding_steps
+        # Not only at that step, which may be one that is not taken.
+        anew = (late >= 0) & (moments.count > late)
+        return jax.tree.map(lambda leaf: jnp.where(anew, jnp.zeros_like(leaf), leaf), moments)
+
+    def learned(self, trained: dict[str, Any]) -> Any:
+        return trained["change"] if self.fit == "unfreeze" else trained
 
     def export(self, trained: dict[str, Any]) -> tuple[Submodel, dict[str, Any]]:
         e = np.asarray(trained["embedding"], np.float32)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specialize import CorpusConfig, Experiment
+from specialize import CorpusConfig, Experiment, HyperParameters
 from specialize.cli import main
 from specialize.errors import ConfigError
-from specialize.score.curve import learning_curve
+from specialize.score import Transcript, score, write_report
+from specialize.score.curve import learning_curve, write_curve
 from specialize.train import Run
 from specialize.train.recorder import JOBS
 
@@ -30,10 +31,10 @@ def counted(speakers: dict[str, int], words: int = WORDS) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, name: str, errors: dict[str, int], utterances: int, **of: Any) -> Path:
+def run(folder: Path, name: str, errors: dict[str, int], utterances: int, base: str = "b", **of: Any) -> Path:
     """A run that has been scored, told and not trained."""
     experiment = Experiment(name, Path("base"), CorpusConfig(Path("people.jsonl")), runs=folder, **of)
-    made = Run.begin(experiment)
+    made = Run.begin(experiment, base=base)
     jobs = [{"speaker": speaker, "point": 0, "quarantined": None, "utterances": utterances} for speaker in errors]
     (made.folder / JOBS).write_text("".join(json.dumps(job) + "\n" for job in jobs))
     (made.folder / "results.json").write_text(json.dumps(counted(errors)))
@@ -105,6 +106,12 @@ def test_what_cannot_be_compared_is_told(tmp_path, folders):
         learning_curve([*folders, run(tmp_path, "again", {"p0": 1}, 3)])
     with pytest.raises(ConfigError, match="No speaker is in all"):
         learning_curve([*folders, run(tmp_path, "other", {"q": 1}, 4)])
+    with pytest.raises(ConfigError, match="runs of one base"):
+        learning_curve([*folders, run(tmp_path, "foreign", {"p0": 1}, 4, base="c")])
+    with pytest.raises(ConfigError, match="budgets of the same unit"):
+        learning_curve([*folders, run(tmp_path, "seconds", {"p0": 1}, 4, hyper=HyperParameters(seconds=9.0))])
+    with pytest.raises(ConfigError, match="is a folder"):
+        learning_curve(folders, folders[0])
     (folders[0] / "results.json").unlink()
     with pytest.raises(ConfigError, match=r"specialize evaluate .*plain_3"):
         learning_curve(folders)
@@ -114,3 +121,36 @@ def test_other_texts_are_not_compared(tmp_path, folders):
     (folders[1] / "results.json").write_text(json.dumps(counted(dict.fromkeys([f"p{i}" for i in range(12)], 1), 21)))
     with pytest.raises(ConfigError, match="scored other texts of 'p0'"):
         learning_curve(folders)
+
+
+def test_a_base_that_was_scored_in_another_way_is_not_compared(folders):
+    results = counted(dict.fromkeys([f"p{i}" for i in range(12)], 1))
+    results["speakers"]["p7"]["base_counts"]["deletions"] += 1
+    (folders[1] / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ConfigError, match=r"scored in another way .* \(of 'p7'\)"):
+        learning_curve(folders)
+
+
+def test_seconds_are_an_amount_too(tmp_path):
+    errors = {"p0": 1, "p1": 3}
+    folders = [run(tmp_path, f"s{n}", errors, 4, hyper=HyperParameters(seconds=n)) for n in (7.5, 30.0)]
+    made = learning_curve(folders)
+    assert made["unit"] == "seconds"
+    assert made["plain_at_7.5"] == made["plain_at_30"] == 4 / (2 * WORDS)
+
+
+def test_without_an_error_to_reduce_there_is_no_reduction(tmp_path):
+    folder = run(tmp_path, "perfect", {"p0": 0, "p1": 0}, 4)
+    made = learning_curve([folder], control(tmp_path, errors=0))
+    assert made["curves"]["plain"][0]["reduction_against_control"] is None
+    write_curve(made, tmp_path)
+
+
+def test_the_report_of_a_run_shows_the_curve_that_is_in_its_folder(tmp_path, folders):
+    heard = [Transcript(f"u{i}", f"p{i}", "one two", "one", "one two") for i in range(3)]
+    results = score(heard)
+    write_report(tmp_path / "without.html", results, heard)
+    write_report(tmp_path / "with.html", results, heard, learning_curve=learning_curve(folders, control(tmp_path)))
+    pages = [(tmp_path / name).read_text() for name in ("without.html", "with.html")]
+    assert ["Learning curve" in page for page in pages] == [False, True]
+    assert "one Submodel for all" in pages[1]

@@ -12,12 +12,13 @@ import pytest
 from specialize.base import save_base
 from specialize.cli import load_experiment, main
 from specialize.errors import EXIT_PREEMPTED, ConfigError, FingerprintMismatch, StoreError
-from specialize.space import GENERATORS, Hypernetwork, Linear, OneHot, Space, save_space
+from specialize.space import GENERATORS, CompactStore, Hypernetwork, Linear, OneHot, Space, save_space
 from specialize.submodel import ResidualAdapter, Submodel, find_sites, init_submodel
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, Experiment, HyperParameters, Run, Stopping, plan, train
 from specialize.train.jobs import stack_hyper
 from specialize.train.recorder import Recorder, read_jobs
+from specialize.train.runs import fitted_space
 from specialize.train.trainee import Fit, Point
 from tests.bases import random_batch, tiny_whisper
 from tests.people import write_people
@@ -84,7 +85,7 @@ def difference(one: Any, two: Any) -> Any:
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one, two)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ["linear", "hypernetwork"])
 def test_an_embedding_that_is_fitted_is_a_point_whose_submodel_is_stored_bit_for_bit(folder, name):
     run, space = fitted(folder, name, "--fit", "embedding", space=name), space_of(name)
     middle, moved = space.submodel_at(space.middle()).submodel, 0
@@ -92,10 +93,8 @@ def test_an_embedding_that_is_fitted_is_a_point_whose_submodel_is_stored_bit_for
         stored = run.submodel(job["speaker"])
         assert stored.spec == SPEC
         assert job["fit"] == "embedding"
-        if name != "one-hot":  # whose embeddings are too long to be told
-            jax.tree.map(
-                np.testing.assert_array_equal, stored.submodel, space.submodel_at(np.array(job["embedding"])).submodel
-            )
+        expected = space.submodel_at(np.array(job["embedding"])).submodel
+        jax.tree.map(np.testing.assert_array_equal, stored.submodel, expected)
         moved += largest(difference(stored.submodel, middle)) > 0
         assert job["dev_loss"] <= job["looks"][0][1]
     assert moved > SPEAKERS // 2, "embeddings learn"
@@ -107,18 +106,23 @@ def test_an_embedding_that_is_fitted_is_a_point_whose_submodel_is_stored_bit_for
     )
 
 
-def test_unfreezing_leaves_the_embedding_in_the_middle(folder):
-    run, space = fitted(folder, "unfrozen", "--fit", "unfreeze"), space_of()
+@pytest.mark.parametrize("name", GENERATORS)
+def test_unfreezing_leaves_the_embedding_in_the_middle(folder, name):
+    run, space = fitted(folder, f"unfrozen_{name}", "--fit", "unfreeze", space=name), space_of(name)
     start = space.submodel_at(space.middle()).submodel
     moved = [largest(difference(run.submodel(speaker).submodel, start)) for speaker in run.speakers()]
     assert max(moved) > 1e-3
-    assert all(job["embedding"] == space.middle().tolist() for job in read_jobs(run))
+    if name != "one-hot":  # whose embeddings are too long to be told
+        assert all(job["embedding"] == space.middle().tolist() for job in read_jobs(run))
+    assert run.read("summary.json")["trained_each"] == size(start)
 
 
-def stepped(fit: Fit, steps: int, hyper: HyperParameters) -> list[dict[str, Any]]:
+def stepped(fit: Fit, steps: int, hyper: HyperParameters, space: Space | None = None) -> list[dict[str, Any]]:
     """The trained arrays of two slots before and after each of so many steps."""
     base = tiny_whisper()
-    cohort = Cohort(base.architecture, Point(space_of(), fit), speaker_mesh(jax.devices()[:1]), 2, random=False)
+    cohort = Cohort(
+        base.architecture, Point(space or space_of(), fit), speaker_mesh(jax.devices()[:1]), 2, random=False
+    )
     stacked = stack_hyper([None, None])
     values = {name: np.full(2, getattr(hyper, name), np.float32) for name in stacked._fields if hasattr(hyper, name)}
     stacked = stacked._replace(**values | {"seed": stacked.seed, "steps": np.full(2, steps, np.float32)})
@@ -138,6 +142,22 @@ def test_the_embedding_trains_first_and_then_the_submodel():
     for step, (before, after) in enumerate(itertools.pairwise(seen)):
         moved = {name: largest(difference(after[name], before[name])) > 0 for name in before}
         assert moved == {"embedding": step < 3, "change": step >= 3}, step
+
+
+def test_after_the_embedding_the_submodel_trains_as_if_from_there():
+    """The second phase is the first steps of an Adam of its own, at a schedule of its own."""
+    hyper = HyperParameters(learning_rate=1e-2, warmup=2, embedding_steps=3)
+    both = stepped("embedding-then-unfreeze", 7, hyper)
+    there = dataclasses.replace(
+        space_of(), embeddings={"there": both[3]["embedding"][0], "and": both[3]["embedding"][0]}
+    )
+    alone = stepped("unfreeze", 4, hyper, there)
+    for step in range(5):
+        left, right = (
+            jax.tree.map(lambda leaf: leaf[0], of[at]["change"]) for of, at in ((both, 3 + step), (alone, step))
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), left, right)
+    assert largest(alone[-1]["change"]) > 1e-3
 
 
 def test_a_strong_pull_keeps_the_submodel_near_its_point():
@@ -232,6 +252,8 @@ def test_a_budget_is_the_first_utterances(folder):
     run = fitted(folder, "seconds", "--budget=0.9s", "--corpus.limit", "2")
     assert run.experiment.hyper.seconds == 0.9
     assert run.experiment.hyper.utterances is None
+    run = fitted(folder, "last", "--hyper.utterances", "2", "--budget=0.9s", "--corpus.limit", "2")
+    assert (run.experiment.hyper.utterances, run.experiment.hyper.seconds) == (None, 0.9)
 
 
 def test_a_budget_that_is_neither_is_told(folder, capsys):
@@ -250,6 +272,13 @@ def test_what_does_not_go_with_a_space_is_told(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"embedding_steps=8 leaves nothing of stop\.max_steps=8"):
         plan(experiment(folder, grid=("embedding_steps=2,8",)))
     plan(experiment(folder, grid=("embedding_steps=2,8",), fit="embedding"))
+    halving = Stopping(max_steps=8, every=2, halving=2)
+    with pytest.raises(ConfigError, match="--fit embedding or unfreeze"):
+        plan(experiment(folder, grid=("wd=0,10",), stop=halving))
+    with pytest.raises(ConfigError, match="Give --fit unfreeze"):
+        plan(experiment(folder, space=folder / "one-hot"))
+    with pytest.raises(ConfigError, match="Give the --space, or --fit None"):
+        experiment(folder, space=None, fit="embedding")
     with pytest.raises(StoreError, match="nowhere"):
         plan(experiment(folder, space=tmp_path / "nowhere"))
     save_space(tmp_path / "foreign", dataclasses.replace(space_of(), base="0" * 32))
@@ -260,6 +289,8 @@ def test_what_does_not_go_with_a_space_is_told(folder, tmp_path):
 def test_jobs_do_not_end_before_the_submodel_has_had_its_turn(folder):
     stop = Stopping(max_steps=30, every=2, patience=1)
     assert plan(experiment(folder, stop=stop, grid=("embedding_steps=4,10",))).stopping.min_steps == 12
+    patient = dataclasses.replace(stop, patience=3)
+    assert plan(experiment(folder, stop=patient, grid=("embedding_steps=4,10",))).stopping.min_steps == 16
     assert plan(experiment(folder, stop=stop, fit="embedding")).stopping == stop
 
 
@@ -270,3 +301,17 @@ def test_a_dry_run_says_what_is_trained(folder, capsys):
 
 def test_the_space_itself_may_be_named(folder):
     assert plan(experiment(folder, space=folder / "linear/space")).space is not None
+
+
+def test_what_was_fitted_is_looked_at_and_kept_compactly(folder, tmp_path, capsys):
+    run = fitted(folder, "seen", "--fit", "embedding")
+    main(["inspect", str(run.folder)])
+    said = capsys.readouterr().out
+    assert f"{folder / 'linear'}, embedding" in said
+    space = fitted_space(run)
+    assert space is not None
+    assert set(space.embeddings) == {f"p{i}" for i in range(SPEAKERS)} | set(space_of().embeddings)
+    main(["compact", str(run.folder), str(tmp_path / "people.safetensors"), "--dtype", "float32"])
+    store = CompactStore(tmp_path / "people.safetensors")
+    assert set(store.speakers()) == {f"p{i}" for i in range(SPEAKERS)}
+    jax.tree.map(np.testing.assert_array_equal, store.load("p3").submodel, run.submodel("p3").submodel)

@@ -198,9 +198,11 @@ def test_an_ended_run_and_a_changed_one_are_refused(folder, capsys):
     changed = json.loads((folder / "runs/space/config.json").read_text())
     (folder / "runs/begun").mkdir()
     (folder / "runs/begun/config.json").write_text(json.dumps(changed))
-    message = fails(capsys, "train", folder / "space.py", "--name", "begun", "--space.dim", "4", "--prior", "0.5")
+    message = fails(
+        capsys, "train", folder / "space.py", "--name", "begun", "--space.dim", "4", "--embedding-decay", "0.5"
+    )
     assert "space.dim: 3 -> 4" in message
-    assert "prior: 0.0 -> 0.5" in message
+    assert "embedding_decay: 0.0 -> 0.5" in message
 
 
 def test_a_speaker_in_trouble_is_left_out_with_a_reason_and_the_others_train(folder, monkeypatch, capsys):
@@ -318,7 +320,7 @@ def test_a_dry_run_says_what_a_space_needs(folder, capsys, monkeypatch):
 
 def test_settings_that_cannot_be_are_refused(folder, capsys):
     file = folder / "space.py"
-    assert "prior=-1.0" in fails(capsys, "train", file, "--name", "x", "--prior", "-1")
+    assert "embedding_decay=-1.0" in fails(capsys, "train", file, "--name", "x", "--embedding-decay", "-1")
     assert "sampling=-1.0" in fails(capsys, "train", file, "--name", "x", "--sampling", "-1")
     assert "halving" in fails(capsys, "train", file, "--name", "x", "--stop.halving", "2")
     assert "refill" in fails(capsys, "train", file, "--name", "x", "--cohort.refill", "waves")
@@ -326,7 +328,7 @@ def test_settings_that_cannot_be_are_refused(folder, capsys):
     assert "dim=0" in fails(capsys, "train", file, "--name", "x", "--space.dim", "0")
     assert not (folder / "runs/x").exists()
     with pytest.raises((ConfigError, SpecError)):
-        train_space(from_json(SpaceTraining, to_json(experiment(folder)) | {"prior": -1.0}))
+        train_space(from_json(SpaceTraining, to_json(experiment(folder)) | {"embedding_decay": -1.0}))
 
 
 def test_experiments_survive_json_and_are_told_apart(folder, whole):

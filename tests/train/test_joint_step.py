@@ -49,7 +49,7 @@ class Trained:
         sites, mesh = find_sites(SPEC, made.architecture, made.params), speaker_mesh(jax.devices()[:devices])
         self.template = template_of(base)
         self.cohort = Cohort(made.architecture, Plain(SPEC, sites, self.template), mesh, SLOTS, random=False)
-        settings = {"embedding_rate": 1e-2, "prior": 0.0, "steps": STEPS} | more
+        settings = {"embedding_rate": 1e-2, "embedding_decay": 0.0, "steps": STEPS} | more
         hyper = settings.pop("hyper", HYPER)
         self.joint = JointStep(self.cohort, generator, ROWS, hyper, **settings)
         self.params = self.cohort.place_frozen(made.params)
@@ -96,7 +96,7 @@ def assert_equal(left: Any, right: Any) -> None:
 def test_one_hot_is_independent_training(base):
     """The same batches, learning rates, clipping and decay, and one step that one slot cannot take."""
     hyper = HyperParameters(learning_rate=1e-2, warmup=2, clip=0.05, weight_decay=0.3)
-    space = Trained(OneHot(), base, hyper=hyper, embedding_rate=1e-2, prior=0.3)
+    space = Trained(OneHot(), base, hyper=hyper, embedding_rate=1e-2, embedding_decay=0.3)
     cohort = space.cohort
     everybody = cohort.place(np.ones(SLOTS, bool))
     alone = cohort.reset(cohort.empty_state(), space.hyper, everybody)
@@ -217,11 +217,11 @@ def test_a_loud_slot_does_not_drown_the_others():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), *moments)
 
 
-def test_weight_decay_pulls_the_generator_to_the_anchor_and_the_prior_embeddings_to_zero():
+def test_weight_decay_pulls_the_generator_to_the_anchor_and_the_decay_of_embeddings_them_to_zero():
     hyper = HyperParameters(learning_rate=0.1, warmup=0, final=1.0, weight_decay=0.5)
     still, pulled = (
-        Trained(Linear(dim=3), hyper=of, embedding_rate=0.1, prior=prior)
-        for of, prior in ((HyperParameters(learning_rate=0.1, warmup=0, final=1.0), 0.0), (hyper, 0.5))
+        Trained(Linear(dim=3), hyper=of, embedding_rate=0.1, embedding_decay=decay)
+        for of, decay in ((HyperParameters(learning_rate=0.1, warmup=0, final=1.0), 0.0), (hyper, 0.5))
     )
     anchor = jax.tree.map(lambda leaf: leaf + 1.0, host(still.begin()).shared)
     free, held = (host(space.steps(1, anchor=anchor)) for space in (still, pulled))
