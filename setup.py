@@ -22,6 +22,11 @@ test = [
     *tensorboard,
 ]
 
+tf = [
+    "pydub>=0.25.1",  # with which TFDS decodes audio
+    "tensorflow>=2.20",
+]
+
 setup(
     name="specialize",
     version=version,
@@ -65,7 +70,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],
-        "tf": ["tensorflow>=2.20"],
+        "tf": tf,
         "torch": torch,
         "test": test,
         "dev": [*test, *torch, "pre-commit>=4"],

@@ -98,8 +98,20 @@ def tiny_conformer_transducer(width: int = 16, layers: int = 1, seed: int = 0) -
     return _tiny_conformer("transducer", width, layers, seed)
 
 
+def tiny_parakeet_tdt(width: int = 16, layers: int = 1, seed: int = 0) -> Base:
+    """A Conformer in the form of the imported ones: batch norms, and a transducer with durations."""
+    return _tiny_conformer("transducer", width, layers, seed, "batch", (0, 1, 2))
+
+
 @functools.cache
-def _tiny_conformer(head: Literal["ctc", "transducer"], width: int, layers: int, seed: int) -> Base:
+def _tiny_conformer(
+    head: Literal["ctc", "transducer"],
+    width: int,
+    layers: int,
+    seed: int,
+    conv_norm: Literal["batch", "layer"] = "layer",
+    durations: tuple[int, ...] = (),
+) -> Base:
     config = ConformerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -109,9 +121,11 @@ def _tiny_conformer(head: Literal["ctc", "transducer"], width: int, layers: int,
         num_mel_bins=16,
         subsampling_factor=4,
         subsampling_conv_channels=4,
+        conv_norm=conv_norm,
     )
     tokenizer = character_tokenizer(ALPHABET)
-    architecture = conformer(config, tokenizer, head=head, transducer=TransducerConfig(width, 1))
+    transducer = TransducerConfig(width, 1, durations=durations)
+    architecture = conformer(config, tokenizer, head=head, transducer=transducer)
     architecture = dataclasses.replace(architecture, max_seconds=5.0)
     params = jax.tree.map(np.asarray, architecture.init(jax.random.key(seed)))
     rng = np.random.default_rng(seed)

@@ -156,7 +156,7 @@ def _wide(vector: Float[Array, "C"] | Float[np.ndarray, "C"], axes: int) -> Floa
 
 
 class FrozenBatchNorm(nn.Module):
-    """A batch norm in inference: its mean and variance are parameters, and batches do not change them."""
+    """A batch norm in inference: neither batches nor training change its mean and variance, which are parameters."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -164,6 +164,7 @@ class FrozenBatchNorm(nn.Module):
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         mean, var = self.param("mean", zeros, (d,)), self.param("var", ones, (d,))
         scale, bias = self.param("scale", ones, (d,)), self.param("bias", zeros, (d,))
+        mean, var = jax.lax.stop_gradient((mean, var))  # a step of Adam could make a small variance negative
         gain = scale * jax.lax.rsqrt(var + _EPSILON)
         return (x - _wide(mean, 3)) * _wide(gain, 3) + _wide(bias, 3)
 

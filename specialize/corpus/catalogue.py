@@ -18,11 +18,13 @@ from specialize.errors import CorpusError
 
 _PREFIX = "tfds:"
 _AUDIO = ("audio", "speech", "voice")
-_TEXT = ("text", "transcription", "transcript", "sentence", "normalized_text", "label")
+_TEXT = ("text", "transcription", "transcript", "sentence", "normalized_text", "text_normalized", "text_original")
 _SPEAKER = ("speaker_id", "speaker", "client_id", "speaker_name", "speaker_code")
 _UTTERANCE = ("id", "utterance_id", "audio/filename", "path", "file_name", "filename")
 _SPEAKER_IN = {"spoken_digit": ("audio/filename", re.compile(r"\d+_(.+)_\d+\.wav"))}
 """Data sets that have the speaker in another field only: the field, and what finds the speaker in it."""
+_TEXT_IN = {"spoken_digit": "label"}
+"""Data sets whose labels are what is said. Elsewhere a label is an emotion, an accent or an illness."""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -40,7 +42,7 @@ def catalogue_examples(name: str, sample_rate: int) -> Iterator[tuple[Row, Any]]
     that each of its speakers is split by itself. What else is a number or a text in an example is an attribute.
 
     Args:
-        name: as `tfds.builder` takes it: `librispeech`, `spoken_digit`, `common_voice/en`.
+        name: as `tfds.builder` takes it: `librispeech`, `spoken_digit`, `vctk`.
         sample_rate: wanted, in Hz.
 
     Raises:
@@ -57,10 +59,10 @@ def catalogue_examples(name: str, sample_rate: int) -> Iterator[tuple[Row, Any]]
     except Exception as error:  # unknown names, no network and no space have no common type
         raise CorpusError(f"The catalogue does not give '{name}': {type(error).__name__}: {error}") from error
     features = builder.info.features
-    audio, text = (_field(name, features, names) for names in (_AUDIO, _TEXT))
+    audio = _field(name, features, _AUDIO)
+    text = _TEXT_IN.get(builder.name) or _field(name, features, _TEXT)
     speaker, pattern = _SPEAKER_IN.get(builder.name) or (_field(name, features, _SPEAKER), None)
     utterance = next((field for field in _UTTERANCE if field in features), None)
-    words = getattr(features[text], "int2str", None)
     rate = features[audio].sample_rate
     if not rate:
         raise CorpusError(f"'{name}' does not say at which rate its audio was sampled.")
@@ -69,10 +71,10 @@ def catalogue_examples(name: str, sample_rate: int) -> Iterator[tuple[Row, Any]]
         role = _split(split) if len(builder.info.splits) > 1 else None
         for number, example in enumerate(tfds.as_numpy(builder.as_dataset(split=split))):
             line += 1
-            written = _text(example[text]) if words is None else words(int(example[text]))
+            written = _text(features[text], example[text])
             spelled = _DIGITS[int(written)] if re.fullmatch(r"\d", written) else written
-            id_ = _text(example[utterance]) if utterance is not None else f"{split}-{number:06d}"
-            who = _text(example[speaker])
+            id_ = _text(features[utterance], example[utterance]) if utterance is not None else f"{split}-{number:06d}"
+            who = _text(features[speaker], example[speaker])
             if pattern is not None:
                 who = found.group(1) if (found := pattern.fullmatch(who)) else ""
             row = Row(
@@ -112,7 +114,9 @@ def _split(name: str) -> str | None:
     return None
 
 
-def _text(value: Any) -> str:
+def _text(feature: Any, value: Any) -> str:
+    if hasattr(feature, "int2str"):
+        return feature.int2str(int(value))
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 

@@ -12,13 +12,14 @@ from rich.text import Text
 
 from specialize.base import Base, load_base
 from specialize.corpus import Corpus, open_corpus
-from specialize.errors import ConfigError
+from specialize.errors import ConfigError, FingerprintMismatch
 from specialize.printable import printable
+from specialize.score.counts import normalizer
 from specialize.score.decode import decode_split, unheard
 from specialize.score.groups import grouped
 from specialize.score.results import score, write_atomically, write_results
 from specialize.score.scoring import Files, Scoring, say_left_out
-from specialize.score.terminal import interval, percent
+from specialize.score.terminal import differences, interval, percent
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.train import PretrainRun
@@ -44,9 +45,16 @@ def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) ->
     """
     if not run.base_folder.is_dir():
         raise ConfigError(f"The pretraining '{run.folder}' has not ended: it has no base. Go on with the same command.")
+    if scoring.base is not None:
+        raise ConfigError("--base is of runs of Submodels. The base of a pretraining is in its folder.")
     start = run.experiment.start
     scoring = dataclasses.replace(scoring, gate="on", base_context="best")
     bases = [scoring.of(load_base(folder)) for folder in (run.base_folder, start) if folder is not None]
+    if start is not None and bases[1].fingerprint != run.base:
+        raise FingerprintMismatch(
+            f"'{run.folder}' went on from the base {run.base}, but '{start}' is {bases[1].fingerprint}. "
+            "Put that one back."
+        )
     of_run = run.experiment.corpora
     configs = [scoring.corpus(config) for config in (of_run if scoring.manifest is None else of_run[:1])]
     corpora = [open_corpus(config, bases[0], needs=(scoring.split,)) for config in configs]
@@ -82,6 +90,11 @@ def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) ->
     write_results(results, files.results)
     lines = [_line(transcript, alone=start is None) for transcript in transcripts]
     write_atomically(files.transcripts, "\n".join(lines) + "\n")
+    if scoring.text:
+        normalize = normalizer(language)
+        for t in transcripts:
+            console.print(f"\n{printable(t.speaker)} {printable(t.utterance)}: {printable(t.reference)}", markup=False)
+            console.print("  ", differences(normalize(t.reference), normalize(t.submodel)), soft_wrap=True)
     console.print(_table(run, results))
     say_left_out(console, problems, scoring.split, files.results)
     console.print(f"figures: {files.results}", highlight=False, soft_wrap=True, markup=False)

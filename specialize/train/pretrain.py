@@ -202,7 +202,7 @@ class Trainer:
         return call
 
     def _losses(self, params: Any, batch: Batch) -> tuple[Any, Any]:
-        losses = self._architecture.losses(params, batch)
+        losses = self._architecture.losses(params, _heard(batch))
         return losses.total.sum(), losses.count.sum()
 
     def _gradient(self, params: Any, batch: Batch, key: Any) -> tuple[Any, Any, Any]:
@@ -210,7 +210,7 @@ class Trainer:
 
         def total(params):
             augment = Augment(key, jnp.float32(self._experiment.spec_augment))
-            losses = self._architecture.losses(params, batch, augment=augment)
+            losses = self._architecture.losses(params, _heard(batch), augment=augment)
             return losses.total.sum(), losses.count.sum()
 
         (value, count), gradient = jax.value_and_grad(total, has_aux=True)(params)
@@ -242,6 +242,16 @@ class Trainer:
         return state, loss
 
 
+def _heard(batch: Batch) -> Batch:
+    """The batch, with rows empty that are not finite, because they could not be read: they cost no step and no look."""
+    good = jnp.isfinite(batch.audio).all(axis=-1)
+    return batch._replace(
+        audio=jnp.where(good[:, None], batch.audio, 0.0),
+        samples=jnp.where(good, batch.samples, 0),
+        label_lengths=jnp.where(good, batch.label_lengths, 0),
+    )
+
+
 def _rate(of: Pretraining, step: Any) -> Any:
     warm = jnp.minimum(1.0, (step + 1) / max(of.warmup, 1))
     along = jnp.clip((step - of.warmup) / max(of.steps - of.warmup, 1), 0.0, 1.0)
@@ -267,11 +277,12 @@ def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Prog
         ConfigError: the loss has not been finite for many steps in a row.
     """
     base = _beginning(experiment)
-    corpora = [open_corpus(dataclasses.replace(c, pool="everybody"), base) for c in experiment.corpora]
+    corpora = [open_corpus(dataclasses.replace(c, pool="everybody"), base, needs=()) for c in experiment.corpora]
     training, dev = JoinedCorpus(corpora, "train"), JoinedCorpus(corpora, "dev")
     if not training.utterances or not dev.utterances:
         reasons = " ".join(str(problem) for corpus in corpora for problem in corpus.problems[:3])
-        raise ConfigError(f"There is nothing to train '{experiment.name}' on. {reasons}")
+        what = "nothing to choose the best step by (split dev)" if training.utterances else "nothing to train on"
+        raise ConfigError(f"The corpora of '{experiment.name}' have {what}. {reasons}")
     names = " ".join(corpus.built.folder.name for corpus in corpora)
     run = PretrainRun.begin(experiment, base=base.fingerprint, corpus=names, overwrite=overwrite)
     problems = [problem for corpus in corpora for problem in corpus.problems]

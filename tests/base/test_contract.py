@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from specialize.base import Base, Batch
-from tests.bases import BASES, random_batch
+from tests.bases import BASES, random_batch, tiny_parakeet_tdt
+
+EVERY = BASES | {"parakeet-tdt": tiny_parakeet_tdt}
 
 
-@pytest.fixture(params=sorted(BASES))
+@pytest.fixture(params=sorted(EVERY))
 def base(request) -> Base:
-    return BASES[request.param]()
+    return EVERY[request.param]()
 
 
 def losses(base: Base, batch: Batch) -> np.ndarray:

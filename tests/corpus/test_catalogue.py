@@ -1,5 +1,6 @@
 """Data sets of the TFDS catalogue as corpora, on TFDS's own mock data."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def catalogue(monkeypatch, tmp_path):
         "spoken_digit": ("train",),
         "librispeech": ("train_clean100", "train_other500", "dev_clean", "test_clean"),
         "mnist": ("train", "test"),
+        "crema_d": ("train",),
+        "vctk": ("train",),
     }
     metadata = tmp_path / "metadata"
     for name, names in names_of.items():
@@ -102,6 +105,11 @@ def test_librispeech_has_its_own_splits_and_is_resampled_to_what_a_base_hears(ca
     assert "chapter_id" in corpus.built.rows[0].attributes
 
 
+def test_speakers_that_are_labels_have_their_names(catalogue, tmp_path):
+    corpus = open_corpus(config(tmp_path, "vctk", pool="everybody"))
+    assert all(re.fullmatch(r"[ps]\d+", row.speaker) for row in corpus.built.rows)
+
+
 def test_speakers_of_one_split_are_split_by_a_hash_on_demand(catalogue, tmp_path):
     corpus = open_corpus(config(tmp_path, "librispeech", pool="everybody"))
     assert not corpus.problems
@@ -133,7 +141,12 @@ def test_texts_are_checked_against_a_base(catalogue, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("mnist", "no corpus of speech"), ("no_such_thing", "does not give 'no_such_thing'")]
+    ("name", "reason"),
+    [
+        ("mnist", "no corpus of speech"),
+        ("crema_d", "none of text"),  # whose label is an emotion
+        ("no_such_thing", "does not give 'no_such_thing'"),
+    ],
 )
 def test_what_is_no_corpus_is_refused(catalogue, tmp_path, name, reason):
     with pytest.raises(CorpusError, match=reason):

@@ -1,5 +1,6 @@
 """Pretraining of a base: it learns, goes on after a stop to the same bits, and what it makes is a base."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 
 from specialize import CorpusConfig
-from specialize.base import ConformerConfig, load_base
+from specialize.base import ConformerConfig, TransducerConfig, load_base
 from specialize.cli import main
-from specialize.corpus import Epochs, JoinedCorpus, Shapes, Size, need, open_corpus
-from specialize.errors import EXIT_PREEMPTED, ConfigError
+from specialize.corpus import Corpus, Epochs, JoinedCorpus, Shapes, Size, Utterance, need, open_corpus
+from specialize.errors import EXIT_PREEMPTED, ConfigError, CorpusError
+from specialize.serve import Recognizer
+from specialize.submodel.sites import flatten
 from specialize.train import Pretraining, PretrainRun, pretrain
 from specialize.train.metrics import read_metrics
+from specialize.train.pretrain import Trainer
 from specialize.train.state import StateFolder
-from tests.bases import tiny_conformer_ctc
+from tests.bases import random_batch, tiny_conformer_ctc
 from tests.people import write_people
 
 MODEL = ConformerConfig(
@@ -148,3 +152,76 @@ def test_every_utterance_comes_once_an_epoch_in_another_order_each(folder):
     expected = sorted(joined.audio(u)[:1000].tobytes() for u in joined.utterances)
     assert sorted(orders[0]) == sorted(orders[1]) == expected
     assert orders[0] != orders[1]
+
+
+@pytest.fixture(scope="module")
+def transducer(folder) -> PretrainRun:
+    """A transducer in the form of the imported ones, with durations and batch norms."""
+    model = dataclasses.replace(MODEL, conv_norm="batch")
+    sizes = TransducerConfig(16, 1, durations=(0, 1, 2))
+    return pretrain(experiment(folder, "transducer", head="transducer", model=model, transducer=sizes, steps=3))
+
+
+def test_a_transducer_is_trained_and_its_folder_loads_and_transcribes(folder, transducer):
+    base = load_base(transducer.base_folder)
+    assert base.fingerprint == transducer.read("summary.json")["fingerprint"]
+    assert isinstance(Recognizer(base, batch=1).transcribe(folder / "p0_0.wav"), str)
+
+
+def test_the_statistics_of_batch_norms_are_not_trained(folder, transducer):
+    flat = flatten(load_base(transducer.base_folder).params)
+    statistics = {path: leaf for path, leaf in flat.items() if path.endswith(("/norm/mean", "/norm/var"))}
+    assert len(statistics) == 2
+    for path, leaf in statistics.items():
+        assert np.unique(leaf).tolist() == [0.0 if path.endswith("mean") else 1.0], path
+    changed = load_base(pretrain(experiment(folder, "more", start=transducer.base_folder, steps=3)).base_folder)
+    moved = [path for path, leaf in flatten(changed.params).items() if not np.array_equal(leaf, flat[path])]
+    assert moved
+    assert not set(moved) & set(statistics)
+
+
+def test_corpora_without_a_split_add_what_they_have(folder):
+    lines = [json.loads(line) for line in (folder / "people.jsonl").read_text().splitlines()]
+    corpora = []
+    for name, part in (("train", lines[:8]), ("dev", lines[8:12])):
+        manifest = folder / f"only_{name}.jsonl"
+        manifest.write_text("".join(json.dumps(line | {"split": name}) + "\n" for line in part))
+        corpora.append(CorpusConfig(manifest=manifest, cache=folder / "cache", strict=True))
+    made = pretrain(dataclasses.replace(experiment(folder, "parts", steps=3), corpora=tuple(corpora)))
+    assert made.read("problems.json") == []
+    with pytest.raises(ConfigError, match="nothing to choose the best step by"):
+        pretrain(dataclasses.replace(experiment(folder, "no_dev", steps=3), corpora=tuple(corpora[:1])))
+
+
+def test_a_recording_that_cannot_be_read_is_told_and_costs_neither_a_step_nor_a_look(folder, monkeypatch, capsys):
+    broken, read = set(), Corpus.audio
+
+    def audio(self: Corpus, utterance: Utterance) -> np.ndarray:
+        if utterance.id in broken:
+            raise CorpusError(f"'{utterance.id}' is gone")
+        return read(self, utterance)
+
+    corpus = open_corpus(dataclasses.replace(experiment(folder, "x").corpora[0], pool="all"), tiny_conformer_ctc())
+    broken |= {corpus.speakers[0].train[0].id, corpus.speakers[0].dev[0].id}
+    monkeypatch.setattr(Corpus, "audio", audio)
+    run = pretrain(experiment(folder, "broken"))
+    records = list(read_metrics(run.folder / "metrics.jsonl"))
+    assert all(np.isfinite(record["dev_loss"]) and np.isfinite(record["train_loss"]) for record in records)
+    told = capsys.readouterr().err
+    assert all(f"'{name}' is gone" in told for name in broken)
+
+
+def test_eight_devices_equal_one(folder):
+    of = experiment(folder, "devices", spec_augment=0.0)
+    base = load_base(pretrain(dataclasses.replace(of, name="begun", steps=3)).base_folder)
+    batch = random_batch(tiny_conformer_ctc(), rows=8)
+    states = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        trainer = Trainer(base.architecture, of, devices)
+        state = trainer.begin(base.params)
+        for _ in range(3):
+            state, loss = trainer.step(state, trainer.place_rows(batch))
+        states.append((jax.device_get(state.params), float(loss)))
+    (one, loss), (eight, other) = states
+    np.testing.assert_allclose(loss, other, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), one, eight)
