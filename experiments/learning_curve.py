@@ -42,7 +42,12 @@ class Study:
     """What a learning curve is made of."""
 
     space: SpaceTraining
-    pooled: Experiment
+    start_of_all: Path
+    """The pooled Submodel."""
+    control: Path
+    """Its scores."""
+    pooled: Experiment | None
+    """What makes it, where it is not kept."""
     plain: Experiment
     """From no effect; `start` from the pooled Submodel."""
     start: Experiment
@@ -56,7 +61,7 @@ class Study:
         """A run of the curve."""
         of = {"plain": self.plain, "start": self.start, "embedding": self.embedding, "space": self.unfrozen}[way]
         if way == "start":
-            of = dataclasses.replace(of, start=self.pooled.folder / "submodels/pooled")
+            of = dataclasses.replace(of, start=self.start_of_all)
         if way in ("embedding", "space"):
             of = dataclasses.replace(of, start=None, space=self.space.folder)
         hyper = dataclasses.replace(of.hyper, utterances=amount)
@@ -67,11 +72,12 @@ def speechocean(speakers: int | None) -> Study:
     """The 125 `base` speakers are known, the `personal` ones are new."""
     start = load_experiment(HERE / "speechocean_whisper.py")
     start = dataclasses.replace(start, corpus=dataclasses.replace(start.corpus, limit=speakers))
-    space, pooled = load_experiment(HERE / "speechocean_space.py", SpaceTraining), HERE / "speechocean_pooled.py"
-    pooled = load_experiment(pooled)
+    assert start.start is not None
     return Study(
-        dataclasses.replace(space, start=pooled.folder / "submodels/pooled"),
-        pooled,
+        load_experiment(HERE / "speechocean_space.py", SpaceTraining),
+        start.start,
+        HERE / "results/speechocean_pooled.personal.json",
+        None,
         dataclasses.replace(
             start,
             start=None,
@@ -118,6 +124,8 @@ def synthetic(speakers: int | None) -> Study:
     start = dataclasses.replace(plain, hyper=gentle)
     return Study(
         dataclasses.replace(space, name="synthetic_known", corpus=known),
+        pooled.folder / "submodels/pooled",
+        pooled.folder / "results.personal.json",
         pooled,
         plain,
         start,
@@ -174,10 +182,10 @@ def made(experiment: Experiment | SpaceTraining, make: Any) -> None:
 def main(options: Options) -> None:
     study = {"speechocean": speechocean, "synthetic": synthetic}[options.study](options.speakers)
     out = options.out or HERE / "results" / ("" if options.study == "speechocean" else options.study)
-    made(study.pooled, train)
-    control = study.pooled.folder / study.results.replace("results", "results.personal")
-    if not control.is_file():
-        evaluate([study.pooled.folder], dataclasses.replace(study.scoring, role="personal"))
+    if study.pooled is not None:
+        made(study.pooled, train)
+        if not study.control.is_file():
+            evaluate([study.pooled.folder], dataclasses.replace(study.scoring, role="personal"))
     made(study.space, train_space)
     scored, decoded = [], {}
     for experiment in points(options, study):
@@ -186,7 +194,7 @@ def main(options: Options) -> None:
         if not (folder / study.results).is_file():
             evaluate([folder], study.scoring, decoded=decoded)
         scored.append(folder / study.results)
-        for path in write_curve(learning_curve(scored, control), out):
+        for path in write_curve(learning_curve(scored, study.control), out):
             print(path)
 
 

@@ -61,7 +61,7 @@ class Scored:
 def way_of(experiment: Experiment) -> str:
     """How a run makes Submodels, as keys of the curve begin."""
     if experiment.space is not None:
-        return SHORT[experiment.fit]
+        return SHORT[experiment.fitted]
     return "plain" if experiment.start is None else "start"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from specialize.errors import ConfigError
 from specialize.space import Linear, Space, fit_linear, load_space
+from specialize.submodel.store import submodel_metadata
 from specialize.train.joint import SpaceRun
 from specialize.train.planning import space_folder
 from specialize.train.pretrain import PretrainRun
@@ -56,7 +57,7 @@ def fitted_space(run: Run, *, known: bool = True) -> Space | None:
     if run.experiment.space is None or run.experiment.fitted == "unfreeze":
         return None
     space = load_space(space_folder(Path(run.experiment.space)), base=run.base)
-    told = {speaker: run.store.metadata(speaker)["training"] for speaker in run.speakers()}
+    told = {speaker: submodel_metadata(run.store.path(speaker))["training"] for speaker in run.speakers()}
     new = {speaker: np.asarray(of["embedding"], np.float32) for speaker, of in told.items() if "embedding" in of}
     if not new:
         return None
