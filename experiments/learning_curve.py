@@ -62,8 +62,6 @@ class Study:
         of = {"plain": self.plain, "start": self.start, "embedding": self.embedding, "space": self.unfrozen}[way]
         if way == "start":
             of = dataclasses.replace(of, start=self.start_of_all)
-        if way in ("embedding", "space"):
-            of = dataclasses.replace(of, start=None, space=self.space.folder)
         hyper = dataclasses.replace(of.hyper, utterances=amount)
         return dataclasses.replace(of, name=f"{self.space.name}_{way}_{amount}", hyper=hyper)
 
@@ -72,9 +70,11 @@ def speechocean(speakers: int | None) -> Study:
     """The 125 `base` speakers are known, the `personal` ones are new."""
     start = load_experiment(HERE / "speechocean_whisper.py")
     start = dataclasses.replace(start, corpus=dataclasses.replace(start.corpus, limit=speakers))
+    space = load_experiment(HERE / "speechocean_space.py", SpaceTraining)
+    in_space = dataclasses.replace(start, start=None, space=space.folder)
     assert start.start is not None
     return Study(
-        load_experiment(HERE / "speechocean_space.py", SpaceTraining),
+        space,
         start.start,
         HERE / "results/speechocean_pooled.personal.json",
         None,
@@ -85,9 +85,9 @@ def speechocean(speakers: int | None) -> Study:
             stop=Stopping(max_steps=24, every=3, patience=4),
         ),
         start,
-        dataclasses.replace(start, fit="embedding"),
+        dataclasses.replace(in_space, fit="embedding"),
         dataclasses.replace(
-            start,
+            in_space,
             fit="embedding-then-unfreeze",
             hyper=dataclasses.replace(start.hyper, embedding_steps=6),
             stop=dataclasses.replace(start.stop, max_steps=18),
@@ -122,16 +122,18 @@ def synthetic(speakers: int | None) -> Study:
         cohort=CohortConfig(slots=1, batch=16, rows=16, shapes=2, chunk=0),
     )
     start = dataclasses.replace(plain, hyper=gentle)
+    space = dataclasses.replace(space, name="synthetic_known", corpus=known)
+    in_space = dataclasses.replace(plain, space=space.folder)
     return Study(
-        dataclasses.replace(space, name="synthetic_known", corpus=known),
+        space,
         pooled.folder / "submodels/pooled",
         pooled.folder / "results.personal.json",
         pooled,
         plain,
         start,
-        dataclasses.replace(plain, fit="embedding", hyper=dataclasses.replace(gentle, embedding_rate=0.3)),
+        dataclasses.replace(in_space, fit="embedding", hyper=dataclasses.replace(gentle, embedding_rate=0.3)),
         dataclasses.replace(
-            plain,
+            in_space,
             fit="embedding-then-unfreeze",
             hyper=dataclasses.replace(gentle, embedding_rate=0.3, embedding_steps=36),
             stop=dataclasses.replace(plain.stop, max_steps=108),
