@@ -321,10 +321,10 @@ class _Sitting:
         rate, devices = base.architecture.sample_rate, self.trainer.mesh.devices.size
         needs = [need([u]) for u in [*training.utterances, *dev.utterances]]
         shapes = Shapes.choose(needs, of.sizes, need([*training.utterances, *dev.utterances]))
-        self.faults = Faults()
-        make = partial(Epochs, shapes=shapes, samples=int(of.seconds * rate), multiple=devices, faults=self.faults)
-        self.training = make(training, training.utterances, seed=of.seed)
-        self.dev = make(dev, dev.utterances)
+        self.faults = Faults(), Faults()  # each knows its utterances by their places in a corpus of its own
+        make = partial(Epochs, shapes=shapes, samples=int(of.seconds * rate), multiple=devices)
+        self.training = make(training, training.utterances, seed=of.seed, faults=self.faults[0])
+        self.dev = make(dev, dev.utterances, faults=self.faults[1])
         self.hours = sum(u.samples for u in training.utterances) / rate / 3600
 
     def train(self) -> None:
@@ -371,12 +371,12 @@ class _Sitting:
         if int(state.skipped) >= _MAX_SKIPPED:
             raise ConfigError(
                 f"The loss of '{self.run.folder}' has not been finite for {int(state.skipped)} steps. "
-                f"Use a lower --learning-rate. {' '.join(self.faults.news())}"
+                f"Use a lower --learning-rate. {' '.join(self._news())}"
             )
-        for reason in self.faults.news():
-            self.shown.note(f"cannot be read: {reason}")
         place, batches = self.trainer.place_rows, self.dev.batches(0, self.dev.steps)
         sums = jax.device_get([self.trainer.evaluate(state.average, place(batch)) for batch in batches])
+        for reason in self._news():
+            self.shown.note(f"cannot be read: {reason}")
         count = sum(float(n) for _, n in sums)
         dev_loss = sum(float(total) for total, _ in sums) / count if count else math.nan
         sums = {name: float(value) for name, value in state.sums.items()}
@@ -393,6 +393,10 @@ class _Sitting:
         self.shown.slot(0, "base", at["step"], self.run.experiment.steps, train_loss, dev_loss, at["best"])
         self.shown.note(f"step {at['step']}: train loss {train_loss:.4f}, dev loss {dev_loss:.4f}")
         return self.trainer.forget_sums(state)
+
+    def _news(self) -> list[str]:
+        """What could not be read since this was asked."""
+        return [reason for faults in self.faults for reason in faults.news()]
 
     def _save(self, states: StateFolder, state: TrainState, at: dict[str, Any]) -> None:
         tell, run = self.shown.note, self.run.folder

@@ -222,7 +222,10 @@ def test_eight_devices_equal_one(folder):
         state, loss = trainer.begin(base.params), np.nan
         for _ in range(3):
             state, loss = trainer.step(state, trainer.place_rows(batch))
-        states.append((jax.device_get(state.params), float(loss)))
+        states.append((jax.device_get(state.moments.mu), float(loss)))
     (one, loss), (eight, other) = states
     np.testing.assert_allclose(loss, other, rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), one, eight)
+    # Gradients, for Adam makes whole steps of the noise where there is none.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max() + 1e-6), one, eight
+    )
