@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from specialize.base import Architecture, Base
-from tests.bases import TALKING, random_batch, random_speech, talking_whisper, whisper_of
+from specialize.base import Architecture, Base, Batch
+from specialize.errors import BaseModelError
+from tests.bases import TALKING, random_batch, random_speech, talking_whisper, tiny_parakeet_tdt, whisper_of
 
 TOKENS = 24
 
@@ -129,3 +130,27 @@ def test_more_tokens_than_the_base_has_places_for_are_refused():
     with pytest.raises(ValueError, match="at most 62"):
         decoded(base, batch.audio, batch.samples, tokens=63)
     assert decoded(base, batch.audio, batch.samples, tokens=62).shape == (3, 62)
+
+
+@pytest.mark.parametrize("name", ["conformer-ctc", "conformer-transducer"])
+def test_a_beam_through_a_base_finds_texts_that_are_no_less_probable(name):
+    base = TALKING[name]()
+    audio, samples = random_speech(base, rows=3, seconds=1.0)
+    wide = base.with_beam(32)  # so wide that little is lost on the way
+    assert wide.fingerprint == base.fingerprint
+    found = []
+    for architecture in (base.architecture, wide.architecture):
+        ids = decoded(base, audio, samples, architecture)
+        lengths = lengths_of(ids, base.tokenizer.end).astype(np.int32)
+        assert (lengths < TOKENS).all(), "texts are whole"
+        batch = Batch(audio, samples, ids.astype(np.int32), lengths)
+        found.append((ids, np.asarray(jax.jit(base.architecture.losses)(base.params, batch).total)))
+    (greedy, cost), (_, of_beam) = found
+    assert (of_beam <= cost + 1e-3).all()
+    np.testing.assert_array_equal(decoded(base, audio, samples, base.with_beam(1).architecture), greedy)
+
+
+def test_there_is_no_beam_for_durations():
+    base = tiny_parakeet_tdt().with_beam(2)
+    with pytest.raises(BaseModelError, match="no beam search for token-and-duration"):
+        decoded(base, *random_speech(base))
