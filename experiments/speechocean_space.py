@@ -24,6 +24,6 @@ experiment = SpaceTraining(
     hyper=HyperParameters(learning_rate=3e-4, warmup=6, spec_augment=0.5, dropout=0.1),
     embedding_rate=0.1,
     stop=Stopping(max_steps=60, every=15, patience=2),
-    cohort=CohortConfig(slots=25, batch=4, rows=2),
+    cohort=CohortConfig(slots=24, batch=4, rows=2),
     store=False,
 )

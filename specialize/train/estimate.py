@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workloa
     """
     cohort = make(slots, 0)
     device = cohort.mesh.devices.flat[0]
-    candidates = [n for n in _CHUNKS.get(device.platform, _ELSEWHERE) if n < slots and slots % n == 0]
+    candidates = chunks_of(slots, _CHUNKS.get(device.platform, _ELSEWHERE))
     if chunk != "auto":
         chunk = even_chunk(slots, chunk)
     else:
@@ -97,8 +97,14 @@ def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workloa
             times = _kept(measure, "seconds of chunks", cohort, work.rows, few, candidates)
             chunk = int(min(times, key=lambda n: times[n]))
     chosen = make(slots, chunk)
-    needed = _kept(lambda: {"bytes": needed_bytes(chosen, params, work)}, "bytes", chosen, work, slots, chunk)
+    needed = _kept(lambda: {"bytes": needed_bytes(chosen, params, work)}, "device bytes", chosen, work, slots, chunk)
     return Layout(cohort.slots, chunk, int(needed["bytes"]))
+
+
+def chunks_of(slots: int, known: Sequence[int]) -> list[int]:
+    """The chunks to compare with all slots at once: those known to be fast that divide them, or the next divisor."""
+    even = [n for n in known if n < slots and slots % n == 0]
+    return even or [n for n in range(max(known) + 1, slots) if slots % n == 0][:1]
 
 
 def even_chunk(slots: int, chunk: int) -> int:
@@ -196,10 +202,12 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
         lowered = cohort.steps.lower(frozen, of_slots, hyper, active, anchor, batch)
     planned = lowered.compile().memory_analysis()
     parts = work.batch // work.rows
+    # The parts of a step wait for nothing but the step before, and a CPU computes them at the same time.
+    at_once = parts if cohort.mesh.devices.flat[0].platform == "cpu" else 1
     trained = 4 * size(state.trained) // devices
     audio = 4 * int(np.prod(batch.audio.shape)) // devices
     return (
-        int(planned.temp_size_in_bytes)
+        at_once * int(planned.temp_size_in_bytes)
         + sum(leaf.nbytes for leaf in jax.tree.leaves((params, cohort.trainee.shared)))
         + trained * (8 + parts)
         + audio * parts * 3

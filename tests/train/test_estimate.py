@@ -15,7 +15,7 @@ from specialize.corpus import Size
 from specialize.errors import ConfigError
 from specialize.train import CohortConfig, Plan, plan, train
 from specialize.train import estimate as of_memory
-from specialize.train.estimate import Workload, choose_layout, device_memory, needed_bytes
+from specialize.train.estimate import Workload, choose_layout, chunks_of, device_memory, needed_bytes
 from tests.bases import tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import cohort
@@ -167,3 +167,21 @@ def test_dry_run_says_what_a_run_needs_and_writes_nothing(folder, capsys):
 def test_slots_that_devices_cannot_share_are_refused(folder, slots):
     with pytest.raises(ConfigError, match="slots"):
         planned(folder, slots=slots) if slots > 0 else CohortConfig(slots=slots)
+
+
+def test_chunks_divide_the_slots():
+    assert chunks_of(16, (2, 3)) == [2]
+    assert chunks_of(24, (2, 3)) == [2, 3]
+    assert chunks_of(25, (2, 3)) == [5]
+    assert chunks_of(7, (2, 3)) == []
+    assert chunks_of(35, (2, 3)) == [5]
+    assert chunks_of(64, (32,)) == [32]
+
+
+def test_the_parts_of_a_step_count_each_where_they_are_computed_at_the_same_time():
+    trained, params = cohort(2), tiny_whisper().params
+    size = Size(12_800, 16)
+    one, two = (needed_bytes(trained, params, Workload(batch, 2, size)) for batch in (2, 4))
+    audio = 4 * trained.slots * 2 * size.samples
+    planned = one - sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - 3 * audio
+    assert two - one > 0.5 * planned
