@@ -113,7 +113,7 @@ def _time(options: Benchmark, base: Base, cohort: Cohort, together: int) -> tupl
     """Median seconds of K steps in one dispatch, and in K."""
     slots = cohort.slots
     jobs: list[Job | None] = [None] * slots
-    params, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
+    frozen, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
     hyper, active = cohort.place((stack_hyper(jobs), np.ones(slots, bool)))
     batches = _batches(options, base.architecture.sample_rate, slots, together)
     parts = [jax.tree.map(lambda leaf, k=k: leaf[:, k], batches) for k in range(together)]
@@ -124,7 +124,7 @@ def _time(options: Benchmark, base: Base, cohort: Cohort, together: int) -> tupl
             jax.block_until_ready(state)
             began = time.perf_counter()
             for batch in of_dispatches:
-                state, _ = cohort.step(params, state, hyper, active, anchor, (cohort.place(batch),))
+                state, _ = cohort.step(frozen, state, hyper, active, anchor, (cohort.place(batch),))
             jax.block_until_ready(state)
             return time.perf_counter() - began
 

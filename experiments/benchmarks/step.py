@@ -117,7 +117,7 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
     work = Workload(batch, rows, Size(int(options.seconds * 16_000), options.labels))
     chunk = choose_layout(make, base.params, work, slots // devices, options.chunk).chunk
     cohort = make(slots // devices, chunk)
-    params, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
+    frozen, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
     jobs: list[Job | None] = [None] * slots
     hyper = cohort.place(stack_hyper(jobs))._replace(learning_rate=jnp.full((slots,), HyperParameters().learning_rate))
     state = cohort.reset(cohort.empty_state(), hyper, cohort.place(np.ones(slots, bool)))
@@ -130,9 +130,9 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
     times: dict[str, list[float]] = {"step": [], "floor": []}
     for round_ in range(options.repeats + 1):
         began = time.perf_counter()
-        state, _ = jax.block_until_ready(cohort.step(params, state, hyper, active, anchor, parts))
+        state, _ = jax.block_until_ready(cohort.step(frozen, state, hyper, active, anchor, parts))
         between = time.perf_counter()
-        jax.block_until_ready([floor(deltas, params, part) for part in parts])
+        jax.block_until_ready([floor(deltas, frozen.params, part) for part in parts])
         if round_:  # the first compiles
             times["step"].append(between - began)
             times["floor"].append(time.perf_counter() - between)
