@@ -23,7 +23,7 @@ from specialize.score.report import write_report
 from specialize.score.results import score, write_atomically, write_results
 from specialize.score.scoring import Context, Files, Scoring, say_left_out
 from specialize.score.spaces import SpaceView, view_space
-from specialize.score.terminal import by_gain, differences, percent, tables
+from specialize.score.terminal import by_gain, percent, said_and_heard, tables
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel.store import speaker_folder
@@ -293,12 +293,9 @@ def _about(run: SpeakersRun, results: dict[str, Any]) -> dict[str, Any]:
 
 def _print(console: Console, scoring: Scoring, results: dict[str, Any], transcripts: Sequence[Transcript]) -> None:
     if scoring.text:
-        normalize = normalizer(results["language"])
         for t in transcripts:
-            console.print(f"\n{printable(t.speaker)} {printable(t.utterance)}: {printable(t.reference)}", markup=False)
-            for name, text in (("base", t.base), ("personalised", t.personalised)):
-                line = differences(normalize(t.reference), normalize(text))
-                console.print(f"  {name + ':':<14}", line, soft_wrap=True)
+            heard = {"base": t.base, "personalised": t.personalised}
+            said_and_heard(console, t.speaker, t.utterance, t.reference, heard, results["language"])
     for table in tables(results):
         console.print(table)
     contexts = results["base_contexts"]

@@ -14,12 +14,11 @@ from specialize.base import Base, load_base
 from specialize.corpus import Corpus, open_corpus
 from specialize.errors import ConfigError, FingerprintMismatch
 from specialize.printable import printable
-from specialize.score.counts import normalizer
 from specialize.score.decode import decode_split, unheard
 from specialize.score.groups import grouped
 from specialize.score.results import score, write_atomically, write_results
 from specialize.score.scoring import Files, Scoring, say_left_out
-from specialize.score.terminal import differences, interval, percent
+from specialize.score.terminal import interval, percent, said_and_heard
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.train import PretrainRun
@@ -91,10 +90,8 @@ def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) ->
     lines = [_line(transcript, alone=start is None) for transcript in transcripts]
     write_atomically(files.transcripts, "\n".join(lines) + "\n")
     if scoring.text:
-        normalize = normalizer(language)
         for t in transcripts:
-            console.print(f"\n{printable(t.speaker)} {printable(t.utterance)}: {printable(t.reference)}", markup=False)
-            console.print("  ", differences(normalize(t.reference), normalize(t.submodel)), soft_wrap=True)
+            said_and_heard(console, t.speaker, t.utterance, t.reference, {"": t.submodel}, language)
     console.print(_table(run, results))
     say_left_out(console, problems, scoring.split, files.results)
     console.print(f"figures: {files.results}", highlight=False, soft_wrap=True, markup=False)

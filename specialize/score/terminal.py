@@ -1,12 +1,15 @@
 """Results for a terminal: tables, and texts with their differences marked."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jiwer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from specialize.printable import printable
+from specialize.score.counts import normalizer
 
 _MARKS = {"delete": ("[-", "-]", "red strike"), "insert": ("{+", "+}", "green underline")}
 
@@ -48,6 +51,25 @@ def differences(reference: str, hypothesis: str) -> Text:
                 before, after, style = _MARKS[mark]
                 text.append(f"{before}{words}{after}", style)
     return text
+
+
+def said_and_heard(
+    console: Console, speaker: str, utterance: str, said: str, heard: Mapping[str, str], language: str
+) -> None:
+    """Prints a reference, and each hypothesis against it, normalised, with the differences marked.
+
+    Args:
+        console: where to.
+        speaker, utterance: ids.
+        said: the reference.
+        heard: {name: hypothesis}; no name for a single one.
+        language: picks the normaliser.
+    """
+    normalize = normalizer(language)
+    console.print(f"\n{printable(speaker)} {printable(utterance)}: {printable(said)}", markup=False)
+    for name, text in heard.items():
+        label = f"  {name + ':':<14}" if name else "  "
+        console.print(label, differences(normalize(said), normalize(text)), soft_wrap=True)
 
 
 def tables(results: dict[str, Any]) -> list[Table]:

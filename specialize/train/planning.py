@@ -241,6 +241,8 @@ def plan(experiment: Experiment) -> Plan:
     if space is not None:
         experiment = dataclasses.replace(experiment, submodel=space.spec)
     points = parse_grid(experiment.grid, experiment.hyper, experiment.submodel)
+    if space is not None:
+        _check_phases(experiment, points)
     if experiment.stop.halving and len(points) == len({spec for spec, _ in points}):
         raise ConfigError(
             "stop.halving compares the points of a grid that share a program. Give a --grid of hyper-parameters: "
@@ -282,23 +284,11 @@ def _load_space(experiment: Experiment, base: Base) -> Space:
         StoreError: there is no space.
         FingerprintMismatch: it belongs to another base.
     """
-    folder, hyper, stop = Path(experiment.space or ""), experiment.hyper, experiment.stop
+    folder = Path(experiment.space or "")
     if experiment.start is not None:
         raise ConfigError(f"Jobs start in the space '{folder}', and so not at '{experiment.start}'. Give --start None.")
     if varied := [axis for axis in experiment.grid if axis.startswith("submodel.")]:
         raise ConfigError(f"--grid {varied[0]}: the Submodels of a space are all of its kind and sizes.")
-    if experiment.fitted == "embedding-then-unfreeze":
-        if stop.halving:
-            raise ConfigError(
-                "stop.halving would compare jobs before the Submodel itself has had its turn. Give --stop.halving 0, "
-                "or --fit embedding or unfreeze."
-            )
-        steps = max(hyper.embedding_steps for _, hyper in parse_grid(experiment.grid, hyper, experiment.submodel))
-        if steps >= stop.max_steps:
-            raise ConfigError(
-                f"hyper.embedding_steps={steps} leaves nothing of stop.max_steps={stop.max_steps} for the Submodel. "
-                "Give more steps, or --fit embedding."
-            )
     try:
         space = load_space(space_folder(folder), base=base.fingerprint)
     except FingerprintMismatch as error:
@@ -309,6 +299,24 @@ def _load_space(experiment: Experiment, base: Base) -> Space:
             "Give --fit unfreeze."
         )
     return space
+
+
+def _check_phases(experiment: Experiment, points: Sequence[tuple[Kind, HyperParameters]]) -> None:
+    """Raises ConfigError where the Submodel itself would have no turn after the embedding."""
+    stop = experiment.stop
+    if experiment.fitted != "embedding-then-unfreeze":
+        return
+    if stop.halving:
+        raise ConfigError(
+            "stop.halving would compare jobs before the Submodel itself has had its turn. Give --stop.halving 0, "
+            "or --fit embedding or unfreeze."
+        )
+    steps = max(hyper.embedding_steps for _, hyper in points)
+    if steps >= stop.max_steps:
+        raise ConfigError(
+            f"hyper.embedding_steps={steps} leaves nothing of stop.max_steps={stop.max_steps} for the Submodel. "
+            "Give more steps, or --fit embedding."
+        )
 
 
 def space_folder(folder: Path) -> Path:
