@@ -61,9 +61,11 @@ setup(
         "soundfile>=0.13",
         "soxr>=1.0",
         "tensorflow-datasets>=4.9.9",
+        "tensorstore>=0.1.70",
         "tokenizers>=0.22",
         "tyro>=0.9.30",
         "whisper-normalizer>=0.1.12",
+        "zstandard>=0.23",
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.10"],
