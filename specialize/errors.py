@@ -25,6 +25,10 @@ class StoreError(SpecializeError):
     """A Submodel that cannot be stored or loaded."""
 
 
+class NoSubmodel(StoreError):
+    """A speaker who has no Submodel in a store."""
+
+
 class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 

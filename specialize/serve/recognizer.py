@@ -1,72 +1,113 @@
 """From audio to text, each utterance with the Submodel of its speaker."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specialize.base import Base
 from specialize.corpus.audio import read_audio
-from specialize.errors import CorpusError, FingerprintMismatch
-from specialize.submodel import Kind, StoredSubmodel, Submodel, inserted, load_submodel, stack
+from specialize.errors import ConfigError, CorpusError, FingerprintMismatch, NoSubmodel, StoreError
+from specialize.serve.cache import Store, SubmodelCache
+from specialize.serve.slots import Resident, Slots
+from specialize.submodel import Kind, StoredSubmodel, SubmodelStore, load_submodel
+from specialize.submodel.layout import Layout
+from specialize.submodel.rows import decode_rows
 
 _GRID_SECONDS = 1.0
 
 
 class Recognizer:
-    """Transcribes utterances with a base, alone or with a Submodel for each row.
+    """Transcribes utterances with a base, alone or with a Submodel for each row. Safe for threads.
 
     Rows of one batch may belong to different speakers: the base's matrices are shared, and each row brings its own
-    Submodel. Lengths are rounded up to whole seconds so that few programs are compiled.
+    Submodel out of a slot on the device. Rows without one are computed by the program of the base alone, so that they
+    are what the base says bit for bit. Lengths and numbers of rows are rounded up, so that few programs are compiled.
 
     Args:
         base: the base.
-        batch: rows of one compiled call. Fewer rows are padded with empty ones.
+        submodels: where speakers' Submodels are, a folder or a store; None for a recogniser that is given loaded ones.
+        batch: rows of one compiled call, or several such numbers; the smallest that is enough is filled up.
+        slots: Submodels of a spec that are on the device at a time; None is as many as the rows of a batch.
         max_tokens: most tokens of an utterance; None is what the base allows.
         gate: use the base where a Submodel did not beat it on its speaker's dev utterances.
         alone: what transcribes rows without a Submodel; None is `base.alone()`, a Whisper with its whole window.
+        missing: what a speaker gets whose Submodel is not there, is damaged or belongs to another base: the error, or
+            the base's text.
+        cache_bytes: of Submodels that are kept in the memory of the host.
+        refresh: see `SubmodelCache`.
+
+    Raises:
+        ConfigError: there are fewer slots than rows in a batch.
     """
 
     def __init__(
         self,
         base: Base,
+        submodels: Store | str | Path | None = None,
         *,
-        batch: int = 8,
+        batch: int | Sequence[int] = 8,
+        slots: int | None = None,
         max_tokens: int | None = None,
         gate: bool = True,
         alone: Base | None = None,
+        missing: Literal["error", "base"] = "error",
+        cache_bytes: int = 1 << 30,
+        refresh: float = 0.0,
     ):
-        self.base, self.batch, self.gate = base, batch, gate
+        self.base, self.gate, self.missing = base, gate, missing
+        self.rows = tuple(sorted({batch} if isinstance(batch, int) else set(batch)))
+        self.slots = self.rows[-1] if slots is None else slots
+        if self.slots < self.rows[-1]:
+            raise ConfigError(
+                f"{self.slots} slots, but a batch may have {self.batch} rows, each with its own Submodel. Use at least "
+                f"{self.batch} slots, or smaller batches."
+            )
         alone = base.alone() if alone is None else alone
         self.max_tokens = max_tokens or base.architecture.max_labels
+        store = SubmodelStore(submodels) if isinstance(submodels, (str, Path)) else submodels
+        self.cache = SubmodelCache(
+            _Nothing() if store is None else store, base, bytes=cache_bytes, dropped=self._drop, refresh=refresh
+        )
+        self._params = jax.device_put(base.params)
         self._plain = jax.jit(functools.partial(_decode_plain, alone.architecture, self.max_tokens))
-        self._with: dict[Kind, Any] = {}
+        self._with: dict[Kind, tuple[Slots, Any]] = {}
+        self._lock = threading.Lock()
 
-    def transcribe(self, audio: Any, submodel: StoredSubmodel | str | Path | None = None) -> str:
+    @property
+    def batch(self) -> int:
+        """Most rows of one compiled call."""
+        return self.rows[-1]
+
+    def transcribe(
+        self, audio: Any, submodel: StoredSubmodel | str | Path | None = None, *, speaker: str | None = None
+    ) -> str:
         """The text of one utterance.
 
         Args:
             audio: float [N] samples at the base's sample rate, in [-1, 1], or the path of an audio file.
-            submodel: a loaded Submodel or the path of a stored one; None is the base alone.
+            submodel: a loaded Submodel or the path of a stored one.
+            speaker: instead, whose Submodel in `submodels`. Without either, the base alone transcribes.
 
         Raises:
             FingerprintMismatch: the Submodel belongs to another base.
+            StoreError: there is none, or it is damaged.
             CorpusError: the audio is empty, cannot be read, or is longer than the base takes.
         """
-        return self.transcribe_batch([audio], [submodel])[0]
+        return self.transcribe_batch([audio], [submodel if speaker is None else self.fetch(speaker)])[0]
 
     def transcribe_batch(
-        self, audio: Sequence[Any], submodels: Sequence[StoredSubmodel | str | Path | None] | None = None
+        self, audio: Sequence[Any], submodels: Sequence[StoredSubmodel | Resident | str | Path | None] | None = None
     ) -> list[str]:
         """The texts of utterances, in order; `submodels` names one for each, or None for the base.
 
         Raises:
             ValueError: there are not as many Submodels as utterances.
-            FingerprintMismatch, CorpusError: as `transcribe`.
+            FingerprintMismatch, NoSubmodel, StoreError, CorpusError: as `transcribe`.
         """
         texts = [""] * len(audio)
         for row, text in self.stream(audio, submodels):
@@ -76,7 +117,7 @@ class Recognizer:
     def stream(
         self,
         audio: Sequence[Any],
-        submodels: Sequence[StoredSubmodel | str | Path | None] | None = None,
+        submodels: Sequence[StoredSubmodel | Resident | str | Path | None] | None = None,
         lengths: Sequence[int] = (),
     ) -> Iterator[tuple[int, str]]:
         """As `transcribe_batch`, giving (row, text) as soon as there is one.
@@ -84,48 +125,108 @@ class Recognizer:
         Rows are sorted by length and computed `batch` at a time, rows of one spec together.
 
         Args:
-            audio, submodels: as for `transcribe_batch`.
+            audio, submodels: as for `transcribe_batch`; or what `fetch` gave.
             lengths: samples to pad to, where the lengths to come are known; whole seconds where none of them is enough.
         """
-        clips = [self._clip(a) for a in audio]
-        loaded = [self._load(s) for s in (submodels if submodels is not None else [None] * len(clips))]
-        if len(loaded) != len(clips):
-            raise ValueError(f"{len(clips)} utterances, but {len(loaded)} Submodels.")
+        clips = [self.clip(a) for a in audio]
+        residents = self._residents(submodels if submodels is not None else [None] * len(clips))
+        if len(residents) != len(clips):
+            raise ValueError(f"{len(clips)} utterances, but {len(residents)} Submodels.")
         groups: dict[Kind | None, list[int]] = {}
-        for row, stored in enumerate(loaded):
-            groups.setdefault(None if stored is None else stored.spec, []).append(row)
-        for spec, rows in groups.items():
+        for row, resident in enumerate(residents):
+            groups.setdefault(None if resident is None else resident.spec, []).append(row)
+        for rows in groups.values():
             rows.sort(key=lambda row: len(clips[row]))
             for at in range(0, len(rows), self.batch):
                 part = rows[at : at + self.batch]
-                bank = None if spec is None else [loaded[row].submodel for row in part]  # pyright: ignore[reportOptionalMemberAccess]
-                ids = self._decode(spec, bank, [clips[row] for row in part], lengths)
-                for row, tokens in zip(part, ids, strict=True):
-                    yield row, self.base.tokenizer.decode(tokens.tolist())
+                padded = self.padded(max(len(clips[row]) for row in part), lengths)
+                texts = self.decode([residents[row] for row in part], [clips[row] for row in part], padded)
+                yield from zip(part, texts, strict=True)
 
-    def _decode(
-        self, spec: Kind | None, submodels: list[Submodel] | None, clips: list[np.ndarray], lengths: Sequence[int]
-    ) -> np.ndarray:
+    def fetch(self, speaker: str) -> Resident | None:
+        """The newest version of a speaker's Submodel; None where the base is to transcribe.
+
+        Raises:
+            StoreError, FingerprintMismatch: as `transcribe`, unless `missing` is "base".
+        """
+        try:
+            resident = self.cache.fetch(speaker)
+        except (StoreError, FingerprintMismatch):
+            if self.missing == "base":
+                return None
+            raise
+        return resident if resident.helps or not self.gate else None
+
+    def group(self, resident: Resident | None, samples: int, lengths: Sequence[int] = ()) -> Hashable:
+        """What utterances have in common that `decode` takes together."""
+        return None if resident is None else resident.spec, self.padded(samples, lengths)
+
+    def padded(self, samples: int, lengths: Sequence[int] = ()) -> int:
+        """The length that so many samples are computed with."""
         grid = int(_GRID_SECONDS * self.base.architecture.sample_rate)
-        longest = max(len(clip) for clip in clips)
-        padded = min((n for n in lengths if n >= longest), default=-(-longest // grid) * grid)
-        padded = min(padded, max(self.base.architecture.max_samples, longest))
-        audio = np.zeros((self.batch, padded), np.float32)
-        samples = np.zeros((self.batch,), np.int32)
+        padded = min((n for n in lengths if n >= samples), default=-(-samples // grid) * grid)
+        return min(padded, max(self.base.architecture.max_samples, samples))
+
+    def decode(self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int) -> list[str]:
+        """The texts of one compiled call.
+
+        Args:
+            residents: of one spec, or None for all; at most `batch`.
+            clips: as many, from `clip`.
+            padded: from `padded`, of the longest.
+        """
+        rows = min(n for n in self.rows if n >= len(clips))
+        audio = np.zeros((rows, padded), np.float32)
+        samples = np.zeros((rows,), np.int32)
         for row, clip in enumerate(clips):
             audio[row, : len(clip)] = clip
             samples[row] = len(clip)
-        if spec is None or submodels is None:
-            ids = self._plain(self.base.params, audio, samples)
+        with_submodels = [resident for resident in residents if resident is not None]
+        if not with_submodels:
+            ids = self._plain(self._params, audio, samples)
         else:
-            if spec not in self._with:
-                decode = functools.partial(_decode_with, self.base.architecture, self.max_tokens, spec)
-                self._with[spec] = jax.jit(decode)
-            bank = stack(submodels + [submodels[0]] * (self.batch - len(submodels)))
-            ids = self._with[spec](self.base.params, bank, audio, samples)
-        return np.asarray(ids)[: len(clips)]
+            slots, program = self._program(with_submodels[0].spec)
+            ids = program(self._params, slots.rows(with_submodels, rows), audio, samples)
+        return [self.base.tokenizer.decode(row.tolist()) for row in np.asarray(ids)[: len(clips)]]
 
-    def _clip(self, audio: Any) -> np.ndarray:
+    def warm(self, specs: Sequence[Kind], lengths: Sequence[int]) -> Iterator[str]:
+        """Compiles what batches of these specs, and of the base alone, need at these lengths; tells what it is at.
+
+        Args:
+            specs: of the Submodels to come.
+            lengths: samples that `decode` will be called with.
+        """
+        for spec in specs:
+            self._program(spec)[0].warm(self.rows)
+        for padded in lengths:
+            for rows in self.rows:
+                audio, samples = np.zeros((rows, padded), np.float32), np.full((rows,), 1, np.int32)
+                yield f"{rows} x {padded / self.base.architecture.sample_rate:g} s"
+                self._plain(self._params, audio, samples).block_until_ready()
+                for spec in specs:
+                    slots, program = self._program(spec)
+                    vectors = np.zeros((rows, slots.size), np.float32)
+                    program(self._params, jax.device_put(vectors), audio, samples).block_until_ready()
+
+    def forget(self, speaker: str) -> int:
+        """Drops a speaker's Submodel from memory and slots at once, and refuses it to requests that are under way.
+
+        Returns:
+            How many copies were dropped, of all versions.
+        """
+        return self.cache.forget(speaker)
+
+    def held(self) -> dict[Kind, int]:
+        """How many slots of each spec are taken."""
+        with self._lock:
+            return {spec: len(slots.held()) for spec, (slots, _) in self._with.items()}
+
+    def clip(self, audio: Any) -> np.ndarray:
+        """Audio, checked: float32 [N] samples at the base's rate.
+
+        Raises:
+            CorpusError: as `transcribe`.
+        """
         architecture, name = self.base.architecture, "Audio"
         if isinstance(audio, (str, Path)):
             name = f"'{audio}'"
@@ -142,9 +243,18 @@ class Recognizer:
             )
         return clip
 
-    def _load(self, submodel: StoredSubmodel | str | Path | None) -> StoredSubmodel | None:
-        if submodel is None:
-            return None
+    def _residents(self, submodels: Sequence[StoredSubmodel | Resident | str | Path | None]) -> list[Resident | None]:
+        """What each row needs in a slot; rows with the same Submodel share one."""
+        known: dict[Any, Resident | None] = {}
+        for submodel in submodels:
+            key = id(submodel) if isinstance(submodel, (StoredSubmodel, Resident)) else submodel
+            if key not in known:
+                known[key] = self._resident(submodel)
+        return [known[id(s) if isinstance(s, (StoredSubmodel, Resident)) else s] for s in submodels]
+
+    def _resident(self, submodel: StoredSubmodel | Resident | str | Path | None) -> Resident | None:
+        if submodel is None or isinstance(submodel, Resident):
+            return submodel
         if not isinstance(submodel, StoredSubmodel):
             submodel = load_submodel(submodel, base=self.base.fingerprint)
         if submodel.base != self.base.fingerprint:
@@ -152,7 +262,31 @@ class Recognizer:
                 f"The Submodel of '{submodel.speaker}' was trained for the base {submodel.base}, but this base is "
                 f"{self.base.fingerprint}."
             )
-        return submodel if submodel.helps or not self.gate else None
+        return self.cache.resident(submodel) if submodel.helps or not self.gate else None
+
+    def _drop(self, resident: Resident) -> bool:
+        with self._lock:
+            slots = self._with.get(resident.spec)
+        return slots is not None and slots[0].drop(resident)
+
+    def _program(self, spec: Kind) -> tuple[Slots, Any]:
+        """Slots and program of a spec."""
+        layout = self.cache.layout(spec)
+        with self._lock:
+            if spec not in self._with:
+                decode = functools.partial(_decode_with, self.base.architecture, self.max_tokens, spec, layout)
+                self._with[spec] = Slots(self.slots, layout.size), jax.jit(decode)
+            return self._with[spec]
+
+
+class _Nothing:
+    """The store of a recogniser that has none."""
+
+    def version(self, speaker: str) -> str | None:
+        return None
+
+    def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
+        raise NoSubmodel(f"There is no Submodel of '{speaker}': this recogniser was given no store.")
 
 
 def _decode_plain(architecture: Any, max_tokens: int, params: Any, audio: Any, samples: Any) -> Any:
@@ -160,10 +294,7 @@ def _decode_plain(architecture: Any, max_tokens: int, params: Any, audio: Any, s
 
 
 def _decode_with(
-    architecture: Any, max_tokens: int, spec: Kind, params: Any, bank: Submodel, audio: Any, samples: Any
+    architecture: Any, max_tokens: int, spec: Kind, layout: Layout, params: Any, vectors: Any, audio: Any, samples: Any
 ) -> Any:
-    def row(submodel, clip, length):
-        with inserted(spec, submodel, params) as changed:
-            return architecture.decode(changed, clip[None], length[None], max_tokens=max_tokens)[0]
-
-    return jax.vmap(row)(bank, jnp.asarray(audio), jnp.asarray(samples))
+    bank = layout.unpack(vectors)
+    return decode_rows(architecture, spec, params, bank, audio, samples, max_tokens=max_tokens)

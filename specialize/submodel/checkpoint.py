@@ -1,5 +1,6 @@
 """One Orbax checkpoint with metadata, written whole or not at all: what a stored Submodel and a stored space are."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -69,6 +70,44 @@ def clear_unfinished(folder: epath.Path) -> None:
             path.rename(folder / path.name.removesuffix(OLD))
         elif path.name.endswith((NEW, OLD)) or UNFINISHED in path.name:
             path.rmtree()
+
+
+def checkpoint_version(path: epath.Path) -> str | None:
+    """What differs after each time that a checkpoint is written; None where there is none.
+
+    Args:
+        path: its folder; from `absolute`.
+    """
+    file = path / _METADATA
+    try:
+        if "://" in str(path):
+            return hashlib.sha256(file.read_bytes()).hexdigest()  # it has the time of its writing
+        found = os.stat(file)
+    except OSError:
+        return None
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+def is_being_replaced(path: epath.Path) -> bool:
+    """Whether there is nothing at `path` because a write has moved the old away and the new is not there yet."""
+    return (path.parent / f"{path.name}{OLD}").exists()
+
+
+def remove_checkpoint(path: epath.Path, whose: str) -> bool:
+    """Deletes a checkpoint, and what unfinished writes have left beside it. False if there was nothing.
+
+    Raises:
+        StoreError: the file system refused.
+    """
+    marks = tuple(f"{path.name}{mark}" for mark in (UNFINISHED, NEW, OLD))
+    around = path.parent.iterdir() if path.parent.exists() else ()
+    there = [p for p in around if p.name == path.name or p.name.startswith(marks)]
+    try:
+        for folder in there:
+            folder.rmtree()
+    except OSError as error:
+        raise StoreError(f"The {whose} at '{path}' could not be deleted: {error}") from error
+    return bool(there)
 
 
 def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: Mapping[str, type]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The store of record: one Orbax checkpoint a Submodel, which loads without the run that made it."""
 
 import hashlib
+import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,11 +12,17 @@ from etils import epath
 
 from specialize.errors import SpecError, StoreError
 from specialize.submodel.checkpoint import (
+    NEW,
+    OLD,
+    UNFINISHED,
     absolute,
     check_base,
+    checkpoint_version,
     clear_unfinished,
+    is_being_replaced,
     read_arrays,
     read_metadata,
+    remove_checkpoint,
     write_checkpoint,
 )
 from specialize.submodel.insert import Submodel
@@ -24,6 +31,8 @@ from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
 FORMAT = 1
 """Version of the metadata; a store of a later version is refused."""
 _LONGEST = 120
+_SWAP_SECONDS, _SWAP_TRIES = 0.005, 400
+"""How long a Submodel that is being replaced is waited for."""
 _ENTRIES = {"base": str, "spec": dict, "speaker": str, "training": dict}
 
 
@@ -165,6 +174,30 @@ class SubmodelStore:
             )
         return stored
 
+    def version(self, speaker: str) -> str | None:
+        """What differs after each time that the Submodel of `speaker` is written; None where there is none.
+
+        One that is being replaced is waited for.
+        """
+        path = self.path(speaker)
+        for _ in range(_SWAP_TRIES):
+            version = checkpoint_version(path)
+            if version is not None or not is_being_replaced(path):
+                return version
+            time.sleep(_SWAP_SECONDS)
+        return None
+
+    def remove(self, speaker: str) -> bool:
+        """Deletes the Submodel of `speaker`, and what unfinished saves have left of it. False if there was nothing.
+
+        Raises:
+            StoreError: what is there is another speaker's, or the file system refused.
+        """
+        path = self.path(speaker)
+        if path.exists() and self._owner(path) not in (speaker, None):
+            raise StoreError(f"'{path}' holds the Submodel of another speaker than '{speaker}'; not deleted.")
+        return remove_checkpoint(path, f"Submodel of '{speaker}'")
+
     def __contains__(self, speaker: str) -> bool:
         return bool(speaker) and self._owner(self.path(speaker)) == speaker
 
@@ -181,6 +214,19 @@ class SubmodelStore:
             return
         for path in sorted(self.folder.iterdir()):
             speaker = self._owner(path)
+            if speaker and path.name == speaker_folder(speaker):
+                yield speaker
+
+    def listed(self) -> Iterator[str]:
+        """As `speakers`, by the names of the folders alone where they say it: quick, also for very many."""
+        if not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if UNFINISHED in path.name or path.name.endswith((NEW, OLD)):
+                continue
+            speaker = urllib.parse.unquote(path.name, errors="surrogatepass")
+            if "%%" in path.name or speaker_folder(speaker) != path.name:
+                speaker = self._owner(path)
             if speaker and path.name == speaker_folder(speaker):
                 yield speaker
 

@@ -1,0 +1,248 @@
+"""Submodels on their way from a store to the recogniser: each is read once, and told apart by its version."""
+
+import contextlib
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from specialize.base import Base
+from specialize.errors import NoSubmodel, SpecializeError, StoreError
+from specialize.serve.slots import Resident
+from specialize.submodel import Kind, StoredSubmodel
+from specialize.submodel.layout import Layout
+
+_TRIES = 20
+"""How often a Submodel is read that is replaced meanwhile."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What Submodels are read from: a `SubmodelStore`, or anything that offers this."""
+
+    def version(self, speaker: str) -> str | None:
+        """What differs after each publication; None for a speaker who has no Submodel."""
+        ...
+
+    def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
+        """See `SubmodelStore.load`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CacheCounts:
+    """What a cache holds and has done."""
+
+    resident: int
+    """Submodels in the memory of the host."""
+    bytes: int
+    """Of them."""
+    hits: int
+    misses: int
+    evictions: int
+
+
+class SubmodelCache:
+    """The Submodels of a store in the memory of the host, the most recently used first; safe for threads.
+
+    The store is asked for a speaker's version at every use: what is published is used by the next request, while those
+    that have fetched the one before keep it. Whoever asks for what is being read waits for that one reading.
+
+    Args:
+        store: where Submodels are.
+        base: the base that they are used with.
+        bytes: of Submodels that are kept in memory, at most, pinned ones aside.
+        dropped: is told of what was forgotten, so that slots are freed too.
+        refresh: seconds for which a version counts as the newest without asking again, for a store that is far away.
+        threads: that read ahead.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        base: Base,
+        *,
+        bytes: int = 1 << 30,
+        dropped: Callable[[Resident], bool] = lambda resident: False,
+        refresh: float = 0.0,
+        threads: int = 4,
+    ):
+        self._store, self._base, self._limit, self._refresh = store, base, bytes, refresh
+        self._kept: OrderedDict[str, Resident] = OrderedDict()
+        self._reading: dict[tuple[str, str], Future[Resident]] = {}
+        self._dropped = dropped
+        self._asked: dict[str, float] = {}
+        self._alive: weakref.WeakSet[Resident] = weakref.WeakSet()
+        self._layouts: dict[Kind, Layout] = {}
+        self._pins: set[str] = set()
+        self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(threads, "submodels")
+        self._bytes = self._hits = self._misses = self._evictions = 0
+
+    def fetch(self, speaker: str) -> Resident:
+        """The newest version of a speaker's Submodel.
+
+        Raises:
+            StoreError: there is none, or it is damaged.
+            FingerprintMismatch: it belongs to another base.
+        """
+        for _ in range(_TRIES):
+            kept = self._fresh(speaker)
+            if kept is not None:
+                return kept
+            version = self._store.version(speaker)
+            if version is None:
+                self.forget(speaker)
+                raise NoSubmodel(f"There is no Submodel of '{speaker}'.")
+            with self._lock:
+                self._asked[speaker] = time.monotonic()
+                kept = self._kept.get(speaker)
+                if kept is not None and kept.version == version:
+                    return self._used(kept)
+                reading = self._reading.get((speaker, version))
+                mine = reading is None
+                if reading is None:
+                    reading = self._reading[speaker, version] = Future()
+            if mine:
+                self._read(speaker, version, reading)
+            try:
+                return reading.result()
+            except StoreError:
+                if self._store.version(speaker) == version:
+                    raise
+                # It was replaced while it was read.
+        raise StoreError(f"The Submodel of '{speaker}' is replaced faster than it can be read.")
+
+    def prefetch(self, speakers: Iterable[str]) -> None:
+        """Begins to read Submodels; what fails is told to whoever fetches it."""
+        for speaker in speakers:
+            self._readers.submit(self._try, speaker)
+
+    def pin(self, speaker: str) -> None:
+        """Fetches a Submodel, and keeps it and those that replace it in memory, and in its slot once it is in one.
+
+        Raises:
+            StoreError, FingerprintMismatch: as `fetch`.
+        """
+        with self._lock:
+            self._pins.add(speaker)
+        try:
+            self.fetch(speaker).pinned = True
+        except Exception:
+            self.unpin(speaker)
+            raise
+
+    def unpin(self, speaker: str) -> None:
+        """Treats a Submodel as any other again."""
+        with self._lock:
+            self._pins.discard(speaker)
+            if speaker in self._kept:
+                self._kept[speaker].pinned = False
+
+    def forget(self, speaker: str) -> int:
+        """Drops what is held of a speaker, and marks it as forgotten for those that have fetched it already.
+
+        Returns:
+            How many copies were dropped, in memory and in slots, of all versions.
+        """
+        with self._lock:
+            kept = self._kept.pop(speaker, None)
+            if kept is not None:
+                self._bytes -= kept.vector.nbytes
+            self._asked.pop(speaker, None)
+            found = [resident for resident in self._alive if resident.speaker == speaker]
+            for resident in found:
+                resident.forgotten = True
+        return len(found) + sum(self._dropped(resident) for resident in found)
+
+    def sweep(self) -> int:
+        """Forgets those whose Submodel is in the store no more. Returns how many copies were dropped."""
+        with self._lock:
+            speakers = {resident.speaker for resident in self._alive if not resident.forgotten and resident.version}
+        return sum(self.forget(speaker) for speaker in speakers if self._store.version(speaker) is None)
+
+    def layout(self, spec: Kind) -> Layout:
+        """The layout of a spec on the base. Raises SpecError if it does not fit."""
+        with self._lock:
+            found = self._layouts.get(spec)
+        if found is None:
+            found = Layout.of(spec, self._base.architecture, self._base.params)
+            with self._lock:
+                self._layouts[spec] = found
+        return found
+
+    def resident(self, stored: StoredSubmodel, version: str = "") -> Resident:
+        """A loaded Submodel, checked against the base, outside of the cache.
+
+        Raises:
+            StoreError: its parameters are not those that its spec says.
+            SpecError: its spec does not fit the base.
+        """
+        vector = self.layout(stored.spec).pack(stored.submodel, f"Submodel of '{stored.speaker}'")
+        resident = Resident(stored.speaker, stored.spec, vector, stored.helps, version)
+        with self._lock:
+            self._alive.add(resident)
+        return resident
+
+    def counts(self) -> CacheCounts:
+        """What there is now."""
+        with self._lock:
+            return CacheCounts(len(self._kept), self._bytes, self._hits, self._misses, self._evictions)
+
+    def close(self) -> None:
+        """Ends the reading ahead."""
+        self._readers.shutdown(cancel_futures=True)
+
+    def _fresh(self, speaker: str) -> Resident | None:
+        """What is kept, if its version was asked for so recently that it counts as the newest."""
+        with self._lock:
+            kept = self._kept.get(speaker)
+            if kept is None or time.monotonic() - self._asked.get(speaker, 0.0) >= self._refresh:
+                return None
+            return self._used(kept)
+
+    def _used(self, kept: Resident) -> Resident:
+        self._kept.move_to_end(kept.speaker)
+        self._hits += 1
+        return kept
+
+    def _read(self, speaker: str, version: str, reading: Future[Resident]) -> None:
+        """Reads a version for all that wait for it."""
+        try:
+            stored = self._store.load(speaker, base=self._base.fingerprint)
+            if self._store.version(speaker) != version:
+                raise StoreError(f"The Submodel of '{speaker}' was replaced while it was read.")
+            resident = self.resident(stored, version)
+            self._keep(resident)
+        except BaseException as error:
+            reading.set_exception(error)
+        else:
+            reading.set_result(resident)
+        finally:
+            with self._lock:
+                del self._reading[speaker, version]
+
+    def _keep(self, resident: Resident) -> None:
+        with self._lock:
+            old = self._kept.pop(resident.speaker, None)
+            if old is not None:
+                self._bytes -= old.vector.nbytes
+            resident.pinned = resident.speaker in self._pins
+            self._kept[resident.speaker] = resident
+            self._bytes += resident.vector.nbytes
+            self._misses += 1
+            unpinned = [r for r in self._kept.values() if not r.pinned and r is not resident]
+            for old in unpinned:
+                if self._bytes <= self._limit:
+                    break
+                del self._kept[old.speaker]
+                self._bytes -= old.vector.nbytes
+                self._evictions += 1
+
+    def _try(self, speaker: str) -> None:
+        with contextlib.suppress(SpecializeError):
+            self.fetch(speaker)

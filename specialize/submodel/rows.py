@@ -1,0 +1,121 @@
+"""A Submodel of its own for each row of a batch, in one pass of the base: its matrices serve all rows at once."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from specialize.base.architecture import Architecture
+from specialize.errors import SpecError
+from specialize.submodel.insert import Submodel, inserted
+from specialize.submodel.kinds import Kind
+
+
+def decode_rows(
+    architecture: Architecture,
+    spec: Kind,
+    params: Any,
+    bank: Submodel,
+    audio: Any,
+    samples: Any,
+    *,
+    max_tokens: int,
+) -> Any:
+    """As `architecture.decode`, each row with its own Submodel.
+
+    The sites' calls are changed row by row, and all else is computed for the batch. Where that cannot be, because the
+    Submodel rewrites the base's parameters or goes where the base computes something that all rows share, the whole of
+    the decoding is vmapped over the rows, which costs more.
+
+    Args:
+        architecture: of the base.
+        spec: of all Submodels.
+        params: of the base.
+        bank: Submodels [B, …].
+        audio: float32 [B, N].
+        samples: int32 [B].
+        max_tokens: of each row.
+
+    Returns:
+        int32 [B, max_tokens].
+    """
+    if not spec.rewrites and _are_row_by_row(architecture, params, bank):
+        with inserted_rows(spec, bank, audio.shape[0]):
+            return architecture.decode(params, audio, samples, max_tokens=max_tokens)
+
+    def row(submodel, clip, length):
+        with inserted(spec, submodel, params) as changed:
+            return architecture.decode(changed, clip[None], length[None], max_tokens=max_tokens)[0]
+
+    return jax.vmap(row)(bank, audio, samples)
+
+
+@contextlib.contextmanager
+def inserted_rows(spec: Kind, bank: Mapping[str, Mapping[str, Any]], rows: int) -> Iterator[None]:
+    """Within this context, each row of a call of the base's modules is changed by its own Submodel.
+
+    A module may compute several vectors for each row, as a beam does: B x K of them, those of a row together.
+
+    Args:
+        spec: the kind of all; one that does not rewrite.
+        bank: `{module path: {name: array [B, …]}}`.
+        rows: B.
+
+    Raises:
+        SpecError: when the context closes, if a module that the Submodels name was never called.
+    """
+    called: set[str] = set()
+
+    def change(next_fn, args, kwargs, context):
+        y = next_fn(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name != "__call__" or path not in bank:
+            return y
+        called.add(path)
+        x = args[0] if args else y
+        if not hasattr(x, "shape") or x.shape[:1] != y.shape[:1]:
+            x = y  # no kind looks at an input of another form (`Kind.misfit`)
+
+        def of_row(weights, x, y):
+            return spec.call(weights, x, y, None)
+
+        apart = [jnp.reshape(array, (rows, -1, *array.shape[1:])) for array in (x, y)]
+        return jax.vmap(of_row)(dict(bank[path]), *apart).reshape(y.shape)
+
+    with nn.intercept_methods(change):
+        yield
+    missed = sorted(set(bank) - called)
+    if missed:
+        raise SpecError(f"The Submodels have parameters for modules that the base did not call: {', '.join(missed)}.")
+
+
+def _are_row_by_row(architecture: Architecture, params: Any, paths: Iterable[str]) -> bool:
+    """Whether the results of all these modules lead with the rows in decoding, for any number of rows."""
+    two, three = (_leading(architecture, params, frozenset(paths), rows) for rows in (2, 3))
+    return all(
+        len(some) == len(more) and all(n % 2 == 0 and 3 * n == 2 * m for n, m in zip(some, more, strict=True))
+        for some, more in ((two[path], three[path]) for path in paths)
+    )
+
+
+def _leading(architecture: Architecture, params: Any, paths: frozenset[str], rows: int) -> dict[str, list[int]]:
+    """The leading axis of the result of each call of some modules, while so many rows are decoded."""
+    found: dict[str, list[int]] = {path: [] for path in paths}
+
+    def record(next_fn, args, kwargs, context):
+        y = next_fn(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and path in found:
+            found[path].append(y.shape[0] if getattr(y, "ndim", 0) else 0)
+        return y
+
+    def trace(params, audio, samples):
+        with nn.intercept_methods(record):
+            return architecture.decode(params, audio, samples, max_tokens=2)
+
+    audio = jax.ShapeDtypeStruct((rows, architecture.sample_rate), jnp.float32)
+    jax.eval_shape(trace, params, audio, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    return found
