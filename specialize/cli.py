@@ -545,6 +545,13 @@ def inspect(words: list[str]) -> None:
         print(printable(line))
 
 
+def keys(words: list[str]) -> None:
+    """Make, list and revoke the API keys of a server: `specialize keys add NAME --speakers …`."""
+    from specialize.serve.keys_command import keys as run_keys
+
+    run_keys(words)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "pretrain": pretrain,
@@ -555,6 +562,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "corpus": corpus,
     "inspect": inspect,
     "compact": compact,
+    "keys": keys,
 }
 
 if __name__ == "__main__":

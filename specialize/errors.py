@@ -33,6 +33,10 @@ class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 
 
+class KeyFileError(SpecializeError):
+    """A file of API keys that cannot be used, or a change of it that is refused."""
+
+
 class Preempted(SpecializeError):
     """The process was asked to stop, and did; the same command goes on. The exit code is `EXIT_PREEMPTED`."""
 

@@ -337,9 +337,10 @@ def helped(capsys, *words: str) -> dict[str, str]:
 def test_every_command_explains_every_flag(capsys, folder):
     assert get_args(KindName) == tuple(KINDS)
     kinds = [["train", str(folder / "people.py"), "--submodel.kind", kind] for kind in KINDS]
-    for words in (*kinds, *([name] for name in COMMANDS)):
+    keys = [["keys", name] for name in ("add", "list", "revoke")]
+    for words in (*kinds, *keys, *([name] for name in COMMANDS if name != "keys")):
         found = helped(capsys, *words)
-        assert len(found) > 2
+        assert len(found) > 1
         for argument, text in found.items():
             assert re.search(r"\w", text), f"`specialize {' '.join(words)} --help` says nothing of {argument}"
     options = helped(capsys, "train")

@@ -1,5 +1,24 @@
-"""Serving: from audio to text with anyone's Submodel."""
+"""Serving: from audio to text with anyone's Submodel, and who may use whose."""
 
-from specialize.serve.recognizer import Recognizer
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Recognizer"]
+if TYPE_CHECKING:
+    from specialize.serve.keys import Grant, KeyFile, Keys
+    from specialize.serve.recognizer import Recognizer
+
+_HOMES = {
+    "specialize.serve.keys": ("Grant", "KeyFile", "Keys"),
+    "specialize.serve.recognizer": ("Recognizer",),
+}
+
+__all__ = ["Grant", "KeyFile", "Keys", "Recognizer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded at first use, so that `specialize keys` need not wait for JAX.
+    import importlib
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'specialize.serve' has no attribute '{name}'")
