@@ -10,6 +10,13 @@ version = re.search(r'__version__ = "([^"]+)"', (here / "specialize/__init__.py"
 
 torch = ["torch>=2.4", "transformers>=4.56"]
 tensorboard = ["tensorboardX>=2.6.4"]
+serve = [
+    "fastapi>=0.115",
+    "prometheus-client>=0.21",
+    "python-multipart>=0.0.18",
+    "uvicorn>=0.34",
+]
+
 test = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -17,8 +24,10 @@ test = [
     "beartype>=0.22",
     "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
+    "openai>=1.60",  # the client that the server is to satisfy
     "ruff>=0.14",
     "pyright>=1.1.400",
+    *serve,
     *tensorboard,
 ]
 
@@ -39,6 +48,7 @@ setup(
     package_data={
         "specialize": ["py.typed"],
         "specialize.score": ["*.jinja"],
+        "specialize.serve": ["page/*"],
         "specialize.embedded": ["README.md", "*.json", "*.jsonl", "audio/**", "base/**"],
     },
     python_requires=">=3.11",
@@ -72,6 +82,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],
+        "serve": serve,
         "tf": tf,
         "torch": torch,
         "test": test,

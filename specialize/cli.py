@@ -545,6 +545,20 @@ def inspect(words: list[str]) -> None:
         print(printable(line))
 
 
+def serve(words: list[str]) -> None:
+    """Serve transcriptions of any speaker over HTTP, as OpenAI's API does."""
+    from specialize.serve.command import serve as run
+
+    run(words)
+
+
+def forget(words: list[str]) -> None:
+    """Delete a speaker's Submodel from a store and a running server, and prove it."""
+    from specialize.serve.command import forget as run
+
+    run(words)
+
+
 def keys(words: list[str]) -> None:
     """Make, list and revoke the API keys of a server: `specialize keys add NAME --speakers …`."""
     from specialize.serve.keys_command import keys as run_keys
@@ -562,7 +576,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "corpus": corpus,
     "inspect": inspect,
     "compact": compact,
+    "serve": serve,
     "keys": keys,
+    "forget": forget,
 }
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Throughput of a batch in which every row has a Submodel of its own, against the same rows with the base alone.
 
     python experiments/benchmarks/mixed_batch.py --json mixed_batch.json
-    python experiments/benchmarks/mixed_batch.py --base bases/whisper-tiny.en --seconds 4 --json mixed_batch_whisper.json
+    python experiments/benchmarks/mixed_batch.py --base bases/whisper-tiny.en --json mixed_batch_whisper.json
 
-Both are what `Recognizer` runs: greedy decoding from audio to text, Submodels gathered from their slots. They see the same
-audio in the same context and take turns. The Submodels have no effect, so that both write the same texts and have the same
-work; they cost what any other values cost.
+Both are what `Recognizer` runs: greedy decoding from audio to text, Submodels gathered from their slots. They hear the
+same audio in the same context and take turns. The Submodels have no effect, so that both write the same texts and have
+the same work; they cost what any other values cost.
 """
 
 import json

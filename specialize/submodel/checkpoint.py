@@ -93,15 +93,20 @@ def is_being_replaced(path: epath.Path) -> bool:
     return (path.parent / f"{path.name}{OLD}").exists()
 
 
+def remnants(path: epath.Path) -> list[epath.Path]:
+    """A checkpoint, if it is there, and what unfinished writes of it have left beside it."""
+    marks = tuple(f"{path.name}{mark}" for mark in (UNFINISHED, NEW, OLD))
+    around = path.parent.iterdir() if path.parent.exists() else ()
+    return [p for p in around if p.name == path.name or p.name.startswith(marks)]
+
+
 def remove_checkpoint(path: epath.Path, whose: str) -> bool:
     """Deletes a checkpoint, and what unfinished writes have left beside it. False if there was nothing.
 
     Raises:
         StoreError: the file system refused.
     """
-    marks = tuple(f"{path.name}{mark}" for mark in (UNFINISHED, NEW, OLD))
-    around = path.parent.iterdir() if path.parent.exists() else ()
-    there = [p for p in around if p.name == path.name or p.name.startswith(marks)]
+    there = remnants(path)
     try:
         for folder in there:
             folder.rmtree()

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from specialize.base.architecture import Architecture
 from specialize.errors import StoreError
@@ -60,7 +60,7 @@ class Layout:
             raise StoreError(f"The {whose} has parameters that are not finite. Train it again.")
         return vector
 
-    def unpack(self, vectors: Float[Array, "*rows P"]) -> Submodel:
+    def unpack(self, vectors: Float[Any, "*rows P"]) -> Submodel:
         """The Submodel, or bank of Submodels, of vectors: every leaf leads with their leading axes."""
         submodel: Submodel = {}
         at = 0

@@ -3,7 +3,9 @@
 import hashlib
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from specialize.submodel.checkpoint import (
     is_being_replaced,
     read_arrays,
     read_metadata,
+    remnants,
     remove_checkpoint,
     write_checkpoint,
 )
@@ -198,6 +201,18 @@ class SubmodelStore:
             raise StoreError(f"'{path}' holds the Submodel of another speaker than '{speaker}'; not deleted.")
         return remove_checkpoint(path, f"Submodel of '{speaker}'")
 
+    def remnants(self, speaker: str) -> list[epath.Path]:
+        """Whatever is here of `speaker`: the Submodel, unfinished saves of it, and copies under other names."""
+        folders = [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.exists() else []
+        named = remnants(self.path(speaker))
+        return named + [path for path in folders if path not in named and self._owner(path) == speaker]
+
+    def specs(self) -> Counter[Kind]:
+        """How many Submodels there are of each spec; what cannot be read is left out."""
+        with ThreadPoolExecutor(8) as readers:
+            found = readers.map(self._spec, list(self.listed()))
+            return Counter(spec for spec in found if spec is not None)
+
     def __contains__(self, speaker: str) -> bool:
         return bool(speaker) and self._owner(self.path(speaker)) == speaker
 
@@ -229,6 +244,12 @@ class SubmodelStore:
                 speaker = self._owner(path)
             if speaker and path.name == speaker_folder(speaker):
                 yield speaker
+
+    def _spec(self, speaker: str) -> Kind | None:
+        try:
+            return spec_from_json(submodel_metadata(self.path(speaker))["spec"])
+        except (StoreError, SpecError):
+            return None
 
     def _owner(self, path: epath.Path) -> str | None:
         """Whose Submodel is at `path`; None for nothing, an unfinished save, or something that is no Submodel."""

@@ -1,0 +1,293 @@
+"""`specialize serve` and `specialize forget`."""
+
+import json
+import logging
+import os
+import ssl
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from specialize.errors import ConfigError, StoreError
+from specialize.printable import printable
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve transcriptions over HTTP, as OpenAI's API does: `model` is the speaker, or `base`.
+
+    curl -F file=@clip.wav -F model=ana http://127.0.0.1:8000/v1/audio/transcriptions
+    """
+
+    base: Path
+    """Base folder."""
+    submodels: str
+    """Folder of Submodels, one a speaker: `runs/people/submodels`, or a bucket's `gs://…` or `s3://…`."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Anything but loopback needs keys."""
+    port: int = 8000
+    keys: Path | None = None
+    """Key file that `specialize keys` made. Without one, whoever reaches the server may use and delete everything."""
+    hosts: tuple[str, ...] = ()
+    """Names that the server may be called by, beside its address; without any, and with keys, every name is taken."""
+    tls_cert: Path | None = None
+    """Certificate chain (PEM) for HTTPS."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    base_name: str = "base"
+    """The `model` that stands for the base alone."""
+    slots: int = 64
+    """Submodels of a kind that are on the device at a time."""
+    rows: tuple[int, ...] = (1, 4, 16)
+    """Sizes of compiled batches."""
+    lengths: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0, 30.0)
+    """Seconds that utterances are padded to. Each, with each of `rows` and each kind of Submodel, is a program that is
+    compiled before the server is ready."""
+    linger: float = 0.01
+    """Seconds that a batch waits for more rows."""
+    budget: float = 10.0
+    """Seconds that an utterance may have to wait for its turn; a request that would wait longer is answered 429."""
+    waiting: int = 256
+    """Utterances that wait at most."""
+    cache_mib: int = 1024
+    """Memory for Submodels, MiB."""
+    refresh: float | None = None
+    """Seconds for which a Submodel is used without asking the store for a newer one; None is 0 for a folder and 5 for a
+    bucket."""
+    pin: tuple[str, ...] = ()
+    """Speakers whose Submodels always stay in memory."""
+    gate: Literal["on", "off"] = "on"
+    """Whether the base transcribes where the Submodel did not beat it on its speaker's dev utterances."""
+    missing: Literal["error", "base"] = "error"
+    """What a permitted speaker gets whose Submodel is missing, damaged or of another base: an error, or the base."""
+    upload_mib: int = 25
+    """Largest request, MiB."""
+    audio_seconds: float = 600.0
+    """Longest recording."""
+    decoders: int = 2
+    """Processes that decode uploaded audio."""
+    drain: float = 30.0
+    """Seconds for requests under way, after SIGTERM."""
+    context: Literal["best", "needed", "full"] = "best"
+    """For a base with a fixed window: what the audio needs with a Submodel and the whole window without (`best`), or
+    the same for both."""
+    log_speakers: bool = False
+    """Name the speaker in the log of requests."""
+    log_text: bool = False
+    """Write what was said to the log of requests."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Delete a speaker's Submodel, and show that nothing is left of it."""
+
+    speaker: Annotated[str, tyro.conf.Positional]
+    """Whose."""
+    submodels: str | None = None
+    """Folder of Submodels."""
+    server: str | None = None
+    """Address of a running server, `http://127.0.0.1:8000`, which then deletes it from its folder, its memory and its
+    slots. The key is read from the variable SPECIALIZE_KEY."""
+
+
+def serve(words: list[str]) -> None:
+    """Serve transcriptions of any speaker over HTTP, as OpenAI's API does."""
+    options = tyro.cli(Serve, args=words, prog="specialize serve")
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError("Serving needs more packages: pip install 'specialize[serve]'.") from error
+    if options.host not in _LOOPBACK and options.keys is None:
+        raise ConfigError(
+            f"--host {options.host} lets others reach the server, and there are no keys. Make some with 'specialize "
+            "keys add' and name the file with --keys, or stay on 127.0.0.1."
+        )
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise ConfigError("HTTPS needs both --tls-cert and --tls-key.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("absl", "jax", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    app = _application(options)
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+        timeout_graceful_shutdown=int(options.drain),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    uvicorn.Server(config).run()
+
+
+def _application(options: Serve) -> Any:
+    from specialize.base import load_base
+    from specialize.serve.app import Limits, Logging, create_app
+    from specialize.serve.audio import AudioDecoder
+    from specialize.serve.keys import Keys
+    from specialize.serve.metrics import Metrics
+    from specialize.serve.recognizer import Recognizer
+    from specialize.serve.service import Service
+    from specialize.submodel import SubmodelStore
+
+    keys = None if options.keys is None else Keys(options.keys)
+    base = load_base(options.base)
+    alone = None
+    if options.context != "best":
+        alone = base = base.with_context(options.context)
+    store = SubmodelStore(options.submodels)
+    if not store.folder.exists():
+        raise ConfigError(f"There is no folder '{store.folder}'. Name one of Submodels, `runs/NAME/submodels`.")
+    if options.base_name in store:
+        raise ConfigError(
+            f"A speaker is called '{options.base_name}', which stands for the base. Choose another --base-name."
+        )
+    far = "://" in str(store.folder)
+    recognizer = Recognizer(
+        base,
+        store,
+        batch=options.rows,
+        slots=options.slots,
+        gate=options.gate == "on",
+        alone=alone,
+        missing=options.missing,
+        cache_bytes=options.cache_mib << 20,
+        refresh=(5.0 if far else 0.0) if options.refresh is None else options.refresh,
+    )
+    metrics = Metrics()
+    rate = base.architecture.sample_rate
+    decoder = AudioDecoder(workers=options.decoders, rate=rate, max_seconds=options.audio_seconds)
+    service = Service(
+        recognizer,
+        store,
+        decoder,
+        lengths=options.lengths,
+        linger=options.linger,
+        budget=options.budget,
+        waiting=options.waiting,
+        watch=metrics.batch,
+    )
+    ready, ending = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        specs = store.specs()
+        _tell(f"{sum(specs.values()):,} Submodels of {len(specs)} specs in '{store.folder}'; compiling …")
+        try:
+            service.warm(list(specs), lambda at: _tell(f"compiling {at}"))
+            for speaker in options.pin:
+                recognizer.cache.pin(speaker)
+        except Exception as error:
+            _tell(f"not ready: {error}")
+            raise
+        ready.set()
+        where = f"http{'s' if options.tls_cert else ''}://{options.host}:{options.port}"
+        _tell(f"ready: {where}/ (the page), {where}/v1/audio/transcriptions")
+        while not ending.wait(5.0):
+            recognizer.cache.sweep()
+
+    @asynccontextmanager
+    async def lifespan(_: Any):
+        threading.Thread(target=prepare, name="prepare", daemon=True).start()
+        yield
+        ending.set()
+        service.close(options.drain)
+        await decoder.close()
+
+    hosts = tuple(dict.fromkeys((*options.hosts, options.host, *_LOOPBACK, "[::1]")))
+    app = create_app(
+        service,
+        keys=keys,
+        base_name=options.base_name,
+        limits=Limits(options.upload_mib << 20),
+        logs=Logging(options.log_speakers, options.log_text),
+        metrics=metrics,
+        hosts=hosts if keys is None or options.hosts else (),
+        ready=ready.is_set,
+    )
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def forget(words: list[str]) -> None:
+    """Delete a speaker's Submodel everywhere, and prove it."""
+    options = tyro.cli(Forget, args=words, prog="specialize forget")
+    if options.submodels is None and options.server is None:
+        raise ConfigError("Say where: --submodels FOLDER, or --server ADDRESS, or both.")
+    found = False
+    if options.server is not None:
+        found |= _forget_at(options.server.rstrip("/"), options.speaker)
+    if options.submodels is not None:
+        found |= _forget_in(options.submodels, options.speaker)
+    if not found:
+        raise StoreError(f"There was nothing of '{options.speaker}'.")
+
+
+def _forget_in(folder: str, speaker: str) -> bool:
+    from specialize.submodel import SubmodelStore
+
+    store = SubmodelStore(folder)
+    if not store.folder.exists():
+        raise ConfigError(f"There is no folder '{store.folder}'.")
+    there = store.remove(speaker)
+    left = store.remnants(speaker)
+    print(printable(f"'{store.folder}': {'deleted' if there else 'nothing there'}; {len(left)} files or folders left"))
+    if left:
+        raise StoreError(f"'{left[0]}' is still there.")
+    for path in _naming(Path(str(store.folder)).parent, speaker):
+        print(printable(f"'{path}' names the speaker still; it is not a Submodel, and was left alone"))
+    return there
+
+
+def _naming(run: Path, speaker: str) -> list[Path]:
+    """Files of a run that name a speaker: logs and results, which are not deleted here."""
+    quoted = json.dumps(speaker).encode()
+    files = [path for path in run.glob("*.json*") if path.is_file()] if (run / "config.json").is_file() else []
+    return [path for path in sorted(files) if quoted in path.read_bytes()]
+
+
+def _forget_at(server: str, speaker: str) -> bool:
+    place = f"{server}/v1/models/{urllib.parse.quote(speaker, safe='')}"
+    status, answer = _ask("DELETE", place)
+    if status not in (200, 404):
+        raise ConfigError(f"{server} answered {status}: {answer.get('error', {}).get('message', '')}")
+    after, _ = _ask("GET", place)
+    copies = answer.get("copies_dropped", 0)
+    done = f"deleted, {copies} copies dropped from memory and slots" if status == 200 else "nothing there"
+    print(printable(f"{server}: {done}; asked again, it answers {after}"))
+    if after != 404:
+        raise StoreError(f"{server} still has '{speaker}'.")
+    return status == 200
+
+
+def _ask(method: str, place: str) -> tuple[int, dict[str, Any]]:
+    key = os.environ.get("SPECIALIZE_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(place, method=method, headers=headers), context=ssl.create_default_context()
+        ) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        try:
+            return error.code, json.load(error)
+        except ValueError:
+            return error.code, {}
+    except (urllib.error.URLError, ValueError, OSError) as error:
+        raise ConfigError(f"'{place}' cannot be asked: {error}") from error
+
+
+def _tell(line: str) -> None:
+    print(printable(f"specialize serve: {line}"), file=sys.stderr, flush=True)

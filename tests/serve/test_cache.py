@@ -1,0 +1,215 @@
+"""Submodels between store, memory and slots: read once, the newest version, never torn, and gone when forgotten."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+from specialize.errors import FingerprintMismatch, NoSubmodel, SpecError, SpecializeError, StoreError
+from specialize.serve.cache import SubmodelCache
+from specialize.serve.slots import Resident, Slots
+from specialize.submodel import LoRA, ResidualAdapter, StoredSubmodel, SubmodelStore
+from tests.serve.stores import SPEC, made, store_of, talking
+
+
+@pytest.fixture(scope="module")
+def base():
+    return talking()
+
+
+@pytest.fixture
+def store(tmp_path, base) -> SubmodelStore:
+    return store_of(tmp_path, base)
+
+
+class Watched:
+    """A store that counts its loads, and waits before each."""
+
+    def __init__(self, store: SubmodelStore, seconds: float = 0.0):
+        self.store, self.seconds, self.loads = store, seconds, []
+
+    def version(self, speaker: str) -> str | None:
+        return self.store.version(speaker)
+
+    def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
+        self.loads.append(speaker)
+        time.sleep(self.seconds)
+        return self.store.load(speaker, base=base)
+
+
+def test_a_submodel_is_read_once_however_many_ask(base, store):
+    watched = Watched(store, 0.1)
+    cache = SubmodelCache(watched, base)
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(cache.fetch, ["s0"] * 16))
+    assert watched.loads == ["s0"]
+    assert all(one is found[0] for one in found)
+    layout = cache.layout(SPEC)
+    np.testing.assert_array_equal(found[0].vector, layout.pack(store.load("s0").submodel, ""))
+
+
+def test_prefetched_is_not_read_again(base, store):
+    watched = Watched(store)
+    cache = SubmodelCache(watched, base)
+    cache.prefetch(["s0", "s1", "nobody"])
+    cache._readers.shutdown()
+    for speaker in ("s0", "s1"):
+        cache.fetch(speaker)
+    assert sorted(watched.loads) == ["s0", "s1"]
+    with pytest.raises(NoSubmodel, match="'nobody'"):
+        cache.fetch("nobody")
+
+
+def test_the_least_recently_used_goes_and_the_pinned_stays(base, store):
+    watched = Watched(store)
+    size = SubmodelCache(store, base).fetch("s0").vector.nbytes
+    cache = SubmodelCache(watched, base, bytes=2 * size)
+    cache.pin("s0")
+    for speaker in ("s1", "s2", "s1", "s0", "s2"):
+        cache.fetch(speaker)
+    assert watched.loads == ["s0", "s1", "s2", "s1", "s2"]
+    assert cache.counts().bytes <= 2 * size
+    assert cache.counts().evictions == 3
+    cache.unpin("s0")
+    cache.fetch("s1")
+    cache.fetch("s0")
+    assert watched.loads[-1] == "s0"
+
+
+def test_what_is_published_is_next_and_what_was_fetched_stays(base, store):
+    cache = SubmodelCache(store, base)
+    old = cache.fetch("s0")
+    before = old.vector.copy()
+    store.save(made(base, "s0", 99), overwrite=True)
+    new = cache.fetch("s0")
+    assert new is not old
+    np.testing.assert_array_equal(old.vector, before)
+    assert not np.array_equal(new.vector, before)
+    assert cache.fetch("s0") is new
+
+
+def test_a_far_store_is_not_asked_every_time(base, store):
+    cache = SubmodelCache(store, base, refresh=3600.0)
+    old = cache.fetch("s0")
+    store.save(made(base, "s0", 99), overwrite=True)
+    assert cache.fetch("s0") is old
+
+
+def test_while_versions_change_every_fetch_is_one_of_them_whole(base, store):
+    """Two versions whose vectors are constant: anything torn would show both numbers."""
+    layout = SubmodelCache(store, base).layout(SPEC)
+
+    def constant(value):
+        tree = jax.tree.map(np.asarray, layout.unpack(np.full(layout.size, value, np.float32)))
+        return StoredSubmodel(tree, SPEC, "s0", base.fingerprint)
+
+    store.save(constant(1.0), overwrite=True)
+    cache, seen, wrong, done = SubmodelCache(store, base), set(), [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                values = set(cache.fetch("s0").vector.tolist())
+            except Exception as error:
+                wrong.append(error)
+                return
+            seen.update(values)
+            if len(values) != 1:
+                wrong.append(values)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for swap in range(25):
+        store.save(constant(float(swap % 2)), overwrite=True)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert seen == {0.0, 1.0}
+
+
+def test_what_is_forgotten_is_nowhere(base, store):
+    slots = Slots(4, SubmodelCache(store, base).layout(SPEC).size)
+    cache = SubmodelCache(store, base, dropped=slots.drop)
+    old = cache.fetch("s0")
+    slots.rows([old], 1)
+    store.save(made(base, "s0", 99), overwrite=True)
+    new = cache.fetch("s0")
+    slots.rows([new, cache.fetch("s1")], 2)
+    assert store.remove("s0")
+    assert cache.forget("s0") == 4  # two versions, each in memory and in a slot
+    assert old.forgotten
+    assert new.forgotten
+    assert [one.speaker for one in slots.held()] == ["s1"]
+    bank = np.asarray(slots._bank)
+    assert not any((row == vector).all() for row in bank for vector in (old.vector, new.vector))
+    with pytest.raises(NoSubmodel):
+        cache.fetch("s0")
+    assert cache.fetch("s1").forgotten is False
+
+
+def test_who_is_deleted_from_the_store_is_swept(base, store):
+    cache = SubmodelCache(store, base)
+    kept = [cache.fetch(speaker) for speaker in ("s0", "s1")]
+    store.remove("s0")
+    assert cache.sweep() == 1
+    assert [one.forgotten for one in kept] == [True, False]
+
+
+def test_trouble_is_the_trouble_of_one(base, store, tmp_path):
+    cache = SubmodelCache(store, base)
+    foreign = made(base, "foreign", 1)
+    store.save(StoredSubmodel(foreign.submodel, SPEC, "foreign", "f" * 32))
+    wide = made(base, "wide", 1, ResidualAdapter(bottleneck=3))
+    store.save(StoredSubmodel(wide.submodel, SPEC, "wide", base.fingerprint))
+    sick = made(base, "sick", 1)
+    store.save(StoredSubmodel(jax.tree.map(lambda a: a * np.nan, sick.submodel), SPEC, "sick", base.fingerprint))
+    elsewhere = LoRA(("nowhere/**",), rank=2)
+    store.save(StoredSubmodel(sick.submodel, elsewhere, "elsewhere", base.fingerprint))
+    store.save(made(base, "broken", 1))
+    data = max((p for p in (tmp_path / "broken").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data.write_bytes(b"")
+    for speaker, error, words in (
+        ("foreign", FingerprintMismatch, "f" * 32),
+        ("wide", StoreError, "has not the parameters"),
+        ("sick", StoreError, "not finite"),
+        ("elsewhere", SpecError, "nowhere"),
+        ("broken", StoreError, "damaged"),
+        ("nobody", NoSubmodel, "nobody"),
+        ("", StoreError, "empty"),
+    ):
+        with pytest.raises(error, match=words):
+            cache.fetch(speaker)
+    assert cache.fetch("s0").speaker == "s0"
+
+
+def resident(value: float, size: int = 5) -> Resident:
+    return Resident(str(value), SPEC, np.full(size, value, np.float32))
+
+
+def test_slots_are_written_in_place_and_rows_stay_what_they_were():
+    slots = Slots(3, 5)
+    slots.warm([2])
+    where = slots._bank.unsafe_buffer_pointer()
+    a, b, c, d = (resident(float(i)) for i in range(1, 5))
+    first = slots.rows([a, b], 2)
+    second = slots.rows([c, d], 2)
+    third = slots.rows([d, a], 2)
+    assert slots.writes == 5
+    assert slots._bank.unsafe_buffer_pointer() == where
+    for rows, values in ((first, (1, 2)), (second, (3, 4)), (third, (4, 1))):
+        np.testing.assert_array_equal(np.asarray(rows)[:, 0], values)
+
+
+def test_a_slot_that_a_batch_needs_is_not_taken_for_another_of_it():
+    slots = Slots(2, 5)
+    a, b, c = (resident(float(i)) for i in range(1, 4))
+    slots.rows([a, b], 2)
+    np.testing.assert_array_equal(np.asarray(slots.rows([c, a], 2))[:, 0], (3, 1))
+    c.pinned = a.pinned = True
+    with pytest.raises(SpecializeError, match="pinned"):
+        slots.rows([b], 1)
