@@ -10,6 +10,12 @@ version = re.search(r'__version__ = "([^"]+)"', (here / "specialize/__init__.py"
 
 torch = ["torch>=2.4", "transformers>=4.56"]
 tensorboard = ["tensorboardX>=2.6.4"]
+serve = [
+    "fastapi>=0.115",
+    "prometheus-client>=0.21",
+    "python-multipart>=0.0.18",
+    "uvicorn>=0.32",
+]
 test = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -19,6 +25,7 @@ test = [
     "tensorboard>=2.18",
     "ruff>=0.14",
     "pyright>=1.1.400",
+    *serve,
     *tensorboard,
 ]
 
@@ -68,6 +75,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "serve": serve,
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],
         "tf": tf,
