@@ -80,9 +80,9 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "serve": serve,
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],
-        "serve": serve,
         "tf": tf,
         "torch": torch,
         "test": test,

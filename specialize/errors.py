@@ -33,6 +33,10 @@ class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 
 
+class AudioRefused(SpecializeError):
+    """Audio of somebody that is not taken. The message says why, and may be shown to them: it names no path."""
+
+
 class KeyFileError(SpecializeError):
     """A file of API keys that cannot be used, or a change of it that is refused."""
 

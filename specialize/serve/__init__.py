@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specialize.serve.audio import AudioDecoder, cut_at_pauses
     from specialize.serve.keys import Grant, KeyFile, Keys
     from specialize.serve.recognizer import Recognizer
 
 _HOMES = {
+    "specialize.serve.audio": ("AudioDecoder", "cut_at_pauses"),
     "specialize.serve.keys": ("Grant", "KeyFile", "Keys"),
     "specialize.serve.recognizer": ("Recognizer",),
 }
 
-__all__ = ["Grant", "KeyFile", "Keys", "Recognizer"]
+__all__ = ["AudioDecoder", "Grant", "KeyFile", "Keys", "Recognizer", "cut_at_pauses"]
 
 
 def __getattr__(name: str) -> Any:
