@@ -3,17 +3,36 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specialize.serve.app import create_app
     from specialize.serve.audio import AudioDecoder, cut_at_pauses
+    from specialize.serve.batcher import Batcher
+    from specialize.serve.cache import SubmodelCache
     from specialize.serve.keys import Grant, KeyFile, Keys
     from specialize.serve.recognizer import Recognizer
+    from specialize.serve.service import Service
 
 _HOMES = {
+    "specialize.serve.app": ("create_app",),
     "specialize.serve.audio": ("AudioDecoder", "cut_at_pauses"),
+    "specialize.serve.batcher": ("Batcher",),
+    "specialize.serve.cache": ("SubmodelCache",),
     "specialize.serve.keys": ("Grant", "KeyFile", "Keys"),
     "specialize.serve.recognizer": ("Recognizer",),
+    "specialize.serve.service": ("Service",),
 }
 
-__all__ = ["AudioDecoder", "Grant", "KeyFile", "Keys", "Recognizer", "cut_at_pauses"]
+__all__ = [
+    "AudioDecoder",
+    "Batcher",
+    "Grant",
+    "KeyFile",
+    "Keys",
+    "Recognizer",
+    "Service",
+    "SubmodelCache",
+    "create_app",
+    "cut_at_pauses",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,14 +4,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from specialize.errors import SpecializeError
-from specialize.serve.recognizer import Recognizer
 from specialize.serve.slots import Resident
 
 
@@ -30,6 +30,18 @@ class Closed(SpecializeError):
 
 class Forgotten(SpecializeError):
     """The speaker was deleted while the request was waiting."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What computes batches: a `Recognizer`, of which see these."""
+
+    @property
+    def batch(self) -> int: ...
+
+    def padded(self, samples: int, lengths: Sequence[int] = ()) -> int: ...
+
+    def decode(self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int) -> list[str]: ...
 
 
 @dataclass(eq=False)
@@ -71,13 +83,13 @@ class Batcher:
 
     def __init__(
         self,
-        recognizer: Recognizer,
+        recognizer: Decoder,
         lengths: Sequence[int],
         *,
         linger: float = 0.01,
         budget: float = 10.0,
         waiting: int = 256,
-        watch=lambda batch: None,
+        watch: Callable[[Batch], None] = lambda batch: None,
     ):
         self._recognizer, self._lengths = recognizer, tuple(lengths)
         self._linger, self._budget, self._waiting, self._watch = linger, budget, waiting, watch

@@ -1,5 +1,6 @@
 """`specialize serve` and `specialize forget`."""
 
+import asyncio
 import json
 import logging
 import os
@@ -201,10 +202,10 @@ def _application(options: Serve) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any):
         threading.Thread(target=prepare, name="prepare", daemon=True).start()
-        yield
-        ending.set()
-        service.close(options.drain)
-        await decoder.close()
+        async with decoder:
+            yield
+            ending.set()
+            await asyncio.to_thread(service.close, options.drain)
 
     hosts = tuple(dict.fromkeys((*options.hosts, options.host, *_LOOPBACK, "[::1]")))
     app = create_app(

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ class Service:
         linger: float = 0.01,
         budget: float = 10.0,
         waiting: int = 256,
-        watch=lambda batch: None,
+        watch: Callable[[Batch], None] = lambda batch: None,
     ):
         self.recognizer, self.store, self.decoder = recognizer, store, decoder
         architecture = recognizer.base.architecture
@@ -87,7 +87,7 @@ class Service:
         """The base that is served."""
         return self.recognizer.base
 
-    def warm(self, specs: Sequence[Kind], tell=lambda at: None) -> None:
+    def warm(self, specs: Sequence[Kind], tell: Callable[[str], None] = lambda at: None) -> None:
         """Compiles all that requests with Submodels of these specs, and with the base alone, will need."""
         with self._warming:
             new = [spec for spec in specs if spec not in self._warm]
@@ -164,6 +164,3 @@ class Service:
         self.batcher.close(seconds)
         self._readers.shutdown(cancel_futures=True)
         self.recognizer.cache.close()
-
-
-__all__ = ["Batch", "Heard", "Segment", "Service"]

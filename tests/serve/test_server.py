@@ -1,0 +1,332 @@
+"""The server over HTTP: OpenAI's own client, keys, limits, publication, forgetting, and rubbish."""
+
+import json
+import logging
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from specialize.serve.app import Limits, Logging
+from specialize.serve.audio import AudioDecoder
+from specialize.serve.keys import KeyFile, Keys
+from specialize.serve.recognizer import Recognizer
+from specialize.serve.service import Service
+from specialize.submodel import LoRA
+from tests.serve.services import listening, wav
+from tests.serve.stores import SPEC, clips, made, store_of, talking
+
+LORA = LoRA(("encoder/layers_0/feed_forward1/linear1",), rank=2)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    base = talking()
+    store = store_of(tmp_path_factory.mktemp("store"), base, 4)
+    store.save(made(base, "worse", 9, beats_base_on_dev=False))
+    recognizer = Recognizer(base, store, batch=(1, 4), slots=4)
+    service = Service(recognizer, store, AudioDecoder(workers=1, max_seconds=8.0), lengths=(1.0,), linger=0.002)
+    service.warm([SPEC])
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """A key file, and a key for each of some names."""
+    file = KeyFile(tmp_path_factory.mktemp("keys") / "keys.json")
+    granted = {"clinic": ("s0", "s1", "worse", "new", "nobody"), "other": ("s2",), "admin": ("*",)}
+    return file, {name: file.add(name, speakers, manage=name == "admin") for name, speakers in granted.items()}
+
+
+@pytest.fixture(scope="module")
+def server(service, tokens):
+    with listening(service, keys=Keys(tokens[0].path), limits=Limits(upload_bytes=1 << 20)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def clip() -> np.ndarray:
+    return clips(1)[0]
+
+
+def client(server: str, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server}/v1", api_key=key, max_retries=0)
+
+
+def post(server: str, key: str | None, clip: np.ndarray, model: str = "s0", **fields: str) -> httpx.Response:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    files = {"file": ("a.wav", wav(clip))}
+    return httpx.post(
+        f"{server}/v1/audio/transcriptions", headers=headers, files=files, data={"model": model} | fields, timeout=60
+    )
+
+
+def test_openais_client_gets_what_the_recogniser_says(server, service, tokens, clip):
+    ours = client(server, tokens[1]["clinic"])
+    expected = {name: service.recognizer.transcribe(clip, speaker=name).strip() for name in ("s0", "s1")}
+    expected["base"] = service.recognizer.transcribe(clip).strip()
+    assert len(set(expected.values())) == 3
+    for name, text in expected.items():
+        file = ("a.wav", wav(clip))
+        assert ours.audio.transcriptions.create(file=file, model=name).text == text
+        assert ours.audio.transcriptions.create(file=file, model=name, response_format="text") == text + "\n"
+        verbose = ours.audio.transcriptions.create(file=file, model=name, response_format="verbose_json")
+        assert verbose.text == text
+        assert verbose.duration == pytest.approx(clip.size / 16_000)
+        assert verbose.segments is not None
+        assert [segment.text for segment in verbose.segments] == [text]
+    assert [model.id for model in ours.models.list()] == ["base", "s0", "s1", "worse"]
+    assert ours.models.retrieve("s1").id == "s1"
+
+
+def test_long_audio_comes_in_pieces(server, service, tokens):
+    long = np.concatenate([np.pad(clip, (0, 8_000)) for clip in clips(9, seed=3)])[: 8 * 16_000]
+    assert long.size > service.base.architecture.max_samples
+    ours = client(server, tokens[1]["clinic"])
+    events = list(ours.audio.transcriptions.create(file=("a.wav", wav(long)), model="s0", stream=True))
+    whole = ours.audio.transcriptions.create(file=("a.wav", wav(long)), model="s0", response_format="verbose_json")
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert events[-1].type == "transcript.text.done"
+    assert events[-1].text == whole.text
+    assert whole.segments is not None
+    assert [delta.strip() for delta in deltas] == [segment.text for segment in whole.segments]
+    assert len(deltas) > 1
+    assert [segment.start for segment in whole.segments[1:]] == [segment.end for segment in whole.segments[:-1]]
+
+
+def test_a_submodel_that_does_not_help_is_not_used(server, service, tokens, clip):
+    answer = post(server, tokens[1]["clinic"], clip, "worse", response_format="verbose_json")
+    assert answer.headers["x-specialize-transcribed-by"] == "base"
+    assert answer.json()["transcribed_by"] == "base"
+    assert answer.json()["text"] == service.recognizer.transcribe(clip).strip()
+
+
+@pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 10_000])
+def test_without_a_key_there_is_nothing(server, key, clip):
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    for method, path in (
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/s0"),
+        ("GET", "/v1/models/nobody"),
+        ("DELETE", "/v1/models/s0"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/audio/transcriptions"),
+    ):
+        answer = httpx.request(method, server + path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+    with pytest.raises(openai.AuthenticationError):
+        client(server, "sk-wrong").models.list()
+
+
+def test_another_speaker_is_refused_alike_whether_there_is_one_or_not(server, tokens, clip):
+    key = tokens[1]["other"]
+    answers = [post(server, key, clip, name) for name in ("s0", "there is no such one")]
+    answers += [
+        httpx.get(f"{server}/v1/models/{name}", headers={"Authorization": f"Bearer {key}"}) for name in ("s0", "s9")
+    ]
+    assert {answer.status_code for answer in answers} == {403}
+    assert len({answer.text for answer in answers}) == 1
+    assert [m.id for m in client(server, key).models.list()] == ["base", "s2"]
+    deletes = [
+        httpx.delete(f"{server}/v1/models/{name}", headers={"Authorization": f"Bearer {key}"}) for name in ("s2", "s0")
+    ]
+    assert {answer.status_code for answer in deletes} == {403}
+
+
+def test_a_permitted_speaker_who_is_not_there(server, tokens, clip):
+    answer = post(server, tokens[1]["clinic"], clip, "nobody")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_revoked_key_is_refused_at_once(server, tokens, clip):
+    key = tokens[0].add("short-lived", ("s0",))
+    assert post(server, key, clip).status_code == 200
+    tokens[0].revoke("short-lived")
+    assert post(server, key, clip).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model": ""}, "Name a model"),
+        ({"response_format": "srt"}, "response_format"),
+        ({"stream": "maybe"}, "stream"),
+        ({"temperature": "0.7"}, "greedy"),
+        ({"temperature": "hot"}, "greedy"),
+        ({"prompt": "Dear"}, "Prompts"),
+        ({"timestamp_granularities[]": "word"}, "segments"),
+        ({"speed": "2"}, "no field"),
+    ],
+)
+def test_what_is_not_understood_is_told(server, tokens, clip, fields, says):
+    answer = post(server, tokens[1]["clinic"], clip, **fields)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
+
+
+def test_limits(server, tokens, clip):
+    key = tokens[1]["clinic"]
+    large = post(server, key, np.zeros(300_000, np.float32))
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
+
+    def endless():  # says no length
+        yield from (b"x" * 65_536 for _ in range(40))
+
+    kind = {"Authorization": f"Bearer {key}", "Content-Type": "multipart/form-data; boundary=b"}
+    answer = httpx.post(f"{server}/v1/audio/transcriptions", headers=kind, content=endless())
+    assert answer.status_code in (400, 413)
+    long = post(server, key, np.zeros(16_000 * 9, np.float32))
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "invalid_audio")
+    assert "longer than 8 s" in long.json()["error"]["message"]
+
+
+def test_pages_of_other_sites_may_not_use_it(server):
+    assert httpx.get(f"{server}/healthz", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert httpx.get(f"{server}/healthz", headers={"Origin": server}).status_code == 200
+
+
+def test_a_name_of_another_site_is_not_ours(service):
+    with listening(service, hosts=("127.0.0.1",)) as address:
+        assert httpx.get(f"{address}/v1/models").status_code == 200
+        assert httpx.get(f"{address}/v1/models", headers={"Host": "rebound.example"}).status_code == 421
+
+
+def test_health_and_metrics(server, tokens):
+    assert httpx.get(f"{server}/healthz").text == "ok\n"
+    assert httpx.get(f"{server}/readyz").status_code == 200
+    headers = {"Authorization": f"Bearer {tokens[1]['admin']}"}
+    text = httpx.get(f"{server}/metrics", headers=headers).text
+    assert "specialize_batch_rows_bucket" in text
+    assert "specialize_slots_taken" in text
+    assert 'route="/v1/audio/transcriptions",status="200"' in text
+    for name in ("s0", "s1", "worse"):
+        assert f'"{name}"' not in text
+    assert httpx.get(f"{server}/metrics", headers={"Authorization": f"Bearer {tokens[1]['clinic']}"}).status_code == 403
+
+
+def test_the_log_says_neither_who_nor_what_unless_asked(service, tokens, clip, caplog):
+    text = service.recognizer.transcribe(clip, speaker="s0").strip()
+    for logs, told in ((Logging(), False), (Logging(speakers=True, text=True), True)):
+        caplog.clear()
+        level, server = caplog.at_level(logging.INFO, "specialize.requests"), Keys(tokens[0].path)
+        with level, listening(service, keys=server, logs=logs) as address:
+            assert post(address, tokens[1]["clinic"], clip).status_code == 200
+        lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "specialize.requests"]
+        line = next(line for line in lines if line["route"] == "/v1/audio/transcriptions")
+        assert (line["status"], line["key"]) == (200, "clinic")
+        assert line["audio_seconds"] == pytest.approx(clip.size / 16_000, abs=1e-3)
+        assert ("speaker" in line) is told
+        assert (text in caplog.text) is told
+        assert tokens[1]["clinic"] not in caplog.text
+
+
+def test_publication_under_load(server, service, tokens, clip):
+    """Every answer is that of one version or of the other, none fails, and the newest is served after the last."""
+    versions = [made(service.base, "s3", seed) for seed in (3, 77)]
+    expected = []
+    for version in versions:
+        service.store.save(version, overwrite=True)
+        expected.append(service.recognizer.transcribe(clip, speaker="s3").strip())
+    assert expected[0] != expected[1]
+    done, answers, key = threading.Event(), [], tokens[1]["admin"]
+
+    def ask():
+        while not done.is_set():
+            answers.append(post(server, key, clip, "s3"))
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for swap in range(25):
+        service.store.save(versions[swap % 2], overwrite=True)
+    done.set()
+    for asker in askers:
+        asker.join()
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["text"] for answer in answers} == set(expected)
+    assert post(server, key, clip, "s3").json()["text"] == expected[0]
+
+
+def test_a_deleted_speaker_is_gone(server, service, tokens, clip):
+    service.store.save(made(service.base, "new", 21))
+    key, admin = tokens[1]["clinic"], {"Authorization": f"Bearer {tokens[1]['admin']}"}
+    assert post(server, key, clip, "new").status_code == 200
+    answer = httpx.delete(f"{server}/v1/models/new", headers=admin).json()
+    assert answer["deleted"] is True
+    assert answer["copies_dropped"] == 2  # in memory and in a slot
+    assert not service.store.remnants("new")
+    assert post(server, key, clip, "new").status_code == 404
+    assert httpx.delete(f"{server}/v1/models/new", headers=admin).status_code == 404
+    assert httpx.delete(f"{server}/v1/models/base", headers=admin).status_code == 403
+
+
+def test_a_submodel_of_a_new_spec_does_not_make_others_wait(server, service, tokens, clip):
+    service.store.save(made(service.base, "new", 22, LORA))
+    key = tokens[1]["clinic"]
+    first = post(server, key, clip, "new")
+    assert first.status_code == 429
+    assert int(first.headers["retry-after"]) > 0
+    assert post(server, key, clip, "s0").status_code == 200
+    service.warm([LORA])
+    assert post(server, key, clip, "new").status_code == 200
+
+
+def test_many_at_once(server, service, tokens):
+    sound, names = clips(24, seed=5), ["s0", "s1", "base"] * 8
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(lambda c, n: post(server, tokens[1]["clinic"], c, n), sound, names))
+    assert {answer.status_code for answer in answers} == {200}
+    for answer, c, name in zip(answers, sound, names, strict=True):
+        alone = service.recognizer.transcribe(c, speaker=None if name == "base" else name)
+        assert answer.json()["text"] == alone.strip()
+
+
+def test_rubbish_is_answered_and_the_server_lives(server, service, tokens, clip):
+    draw = random.Random(0)
+    good = wav(clip)
+    headers = {"Authorization": f"Bearer {tokens[1]['clinic']}"}
+    statuses = []
+    with httpx.Client(base_url=server, timeout=60) as browser:
+        for _ in range(300):
+            data = bytearray(good)
+            kind = draw.randrange(5)
+            if kind == 0:  # of the audio
+                for _ in range(draw.randint(1, 60)):
+                    data[draw.randrange(60)] = draw.randrange(256)
+            elif kind == 1:
+                del data[draw.randrange(len(data)) :]
+            elif kind == 2:
+                data = bytearray(draw.randbytes(draw.randrange(5_000)))
+            files = {"file": (draw.choice(["a.wav", "../../etc/passwd", "\u2603" * 90, "a\r\nb"]), bytes(data))}
+            fields = {"model": draw.choice(["s0", "s0", "\x00", "../s0", "s0\n", "", "s2", "é" * 3_000, "*"])}
+            if kind == 3:  # of the form
+                body = bytearray(httpx.Request("POST", server, files=files, data=fields).read())
+                for _ in range(draw.randint(1, 9)):
+                    body[draw.randrange(min(len(body), 400))] = draw.randrange(256)
+                content = {"Content-Type": "multipart/form-data; boundary=" + draw.choice(["x", "", "\u00e9"])}
+                answer = (
+                    browser.post(
+                        "/v1/audio/transcriptions",
+                        content=bytes(body),
+                        headers=headers | content,  # pyright: ignore
+                    )
+                    if content["Content-Type"].isascii()
+                    else browser.post("/v1/audio/transcriptions", headers=headers)
+                )
+            elif kind == 4:  # of the request
+                path = draw.choice(["/v1/models/%00", "/v1/models/..%2f..%2fetc", "/v2", "//", "/v1/audio", "/%ff"])
+                answer = browser.request(draw.choice(["GET", "POST", "PUT", "DELETE"]), path, headers=headers)
+            else:
+                answer = browser.post("/v1/audio/transcriptions", files=files, data=fields, headers=headers)
+            statuses.append(answer.status_code)
+            assert answer.status_code < 500, (kind, answer.text)
+            for secret in ("s2", "s3", str(service.store.folder), "Traceback", "site-packages"):
+                assert secret not in answer.text
+    assert {400, 403, 404} <= set(statuses)
+    assert post(server, tokens[1]["clinic"], clip).status_code == 200
