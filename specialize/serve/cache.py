@@ -154,7 +154,7 @@ class SubmodelCache:
             if kept is not None:
                 self._bytes -= kept.vector.nbytes
             self._asked.pop(speaker, None)
-            found = [resident for resident in self._alive if resident.speaker == speaker]
+            found = [r for r in self._alive if r.speaker == speaker and not r.forgotten]
             for resident in found:
                 resident.forgotten = True
         return len(found) + sum(self._dropped(resident) for resident in found)

@@ -1,6 +1,7 @@
 """A server of tiny Submodels in this process, at a free port of loopback."""
 
 import contextlib
+import copy
 import io
 import threading
 import time
@@ -11,6 +12,7 @@ import soundfile
 import uvicorn
 
 from specialize.serve.app import create_app
+from specialize.serve.audio import AudioDecoder
 
 
 def wav(clip: np.ndarray, rate: int = 16_000) -> bytes:
@@ -22,7 +24,9 @@ def wav(clip: np.ndarray, rate: int = 16_000) -> bytes:
 
 @contextlib.contextmanager
 def listening(service, **how) -> Iterator[str]:
-    """The address of a server that runs while the context does."""
+    """The address of a server that runs while the context does, with processes of its own that decode audio."""
+    service = copy.copy(service)
+    service.decoder = AudioDecoder(workers=1, max_seconds=8.0)
     app = create_app(service, **how)
 
     @contextlib.asynccontextmanager

@@ -29,7 +29,7 @@ def service(tmp_path_factory):
     store = store_of(tmp_path_factory.mktemp("store"), base, 4)
     store.save(made(base, "worse", 9, beats_base_on_dev=False))
     recognizer = Recognizer(base, store, batch=(1, 4), slots=4)
-    service = Service(recognizer, store, AudioDecoder(workers=1, max_seconds=8.0), lengths=(1.0,), linger=0.002)
+    service = Service(recognizer, store, AudioDecoder(), lengths=(1.0,), linger=0.002)
     service.warm([SPEC])
     yield service
     service.close()
