@@ -24,8 +24,10 @@ test = [
     "beartype>=0.22",
     "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
+    "httpx>=0.27",
     "openai>=1.60",  # the client that the server is to satisfy
     "ruff>=0.14",
+    "selenium>=4.25",  # the page, where Chromium and its driver are
     "pyright>=1.1.400",
     *serve,
     *tensorboard,

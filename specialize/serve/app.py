@@ -23,7 +23,7 @@ from specialize.errors import AudioRefused, CorpusError, FingerprintMismatch, No
 from specialize.serve.batcher import Busy, Closed, Forgotten
 from specialize.serve.keys import Grant, Keys
 from specialize.serve.metrics import Metrics
-from specialize.serve.service import Heard, Segment, Service
+from specialize.serve.service import Heard, Preparing, Segment, Service
 
 FORMATS = ("json", "text", "verbose_json")
 """Of `response_format`."""
@@ -334,6 +334,8 @@ def _as_answers():
         yield
     except Busy as error:
         raise Refused(429, f"{error} Try again.", code="busy", retry=error.retry_after) from error
+    except Preparing as error:
+        raise Refused(503, f"{error} Try again.", code="preparing", retry=error.retry_after) from error
     except Closed as error:
         raise Refused(503, "The server is ending.", code="ending", retry=1) from error
     except (AudioRefused, CorpusError) as error:

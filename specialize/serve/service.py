@@ -9,14 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from specialize.base import Base
+from specialize.errors import SpecializeError
 from specialize.serve.audio import AudioDecoder, cut_at_pauses
-from specialize.serve.batcher import Batch, Batcher, Busy
+from specialize.serve.batcher import Batch, Batcher
 from specialize.serve.recognizer import Recognizer
 from specialize.serve.slots import Resident
 from specialize.submodel import Kind, SubmodelStore
 
 _WARMING_SECONDS = 30
-"""What a client whose Submodel is of a new spec is told to wait."""
+"""What a client is told to wait while programs are compiled."""
+
+
+class Preparing(SpecializeError):
+    """What a request needs is being compiled; nothing compiles while others wait for it."""
+
+    retry_after = _WARMING_SECONDS
+    """Seconds."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Service:
         """Samples."""
         self.batcher = Batcher(recognizer, self.lengths, linger=linger, budget=budget, waiting=waiting, watch=watch)
         self._readers = ThreadPoolExecutor(8, "requests")
-        self._warm: set[Kind] = set()
+        self._warm: set[Kind | None] = set()  # None is the base alone
         self._warming = threading.Lock()
 
     @property
@@ -90,10 +98,10 @@ class Service:
     def warm(self, specs: Sequence[Kind], tell: Callable[[str], None] = lambda at: None) -> None:
         """Compiles all that requests with Submodels of these specs, and with the base alone, will need."""
         with self._warming:
-            new = [spec for spec in specs if spec not in self._warm]
+            new: list[Kind] = [spec for spec in specs if spec not in self._warm]
             for at in self.recognizer.warm(new, self.lengths):
                 tell(at)
-            self._warm.update(new)
+            self._warm.update(new, [None])
 
     async def hear(self, data: bytes, speaker: str | None) -> Heard:
         """Decodes a recording and fetches the Submodel that is to transcribe it.
@@ -105,15 +113,17 @@ class Service:
         Raises:
             AudioRefused: it is no audio, or too long.
             StoreError, FingerprintMismatch: of the Submodel.
-            Busy: programs for a Submodel of a new spec are being compiled.
+            Preparing: what it needs is being compiled.
         """
         resident = None
+        if None not in self._warm:
+            raise Preparing("The server is starting.")
         if speaker is not None:
             loop = asyncio.get_running_loop()
             resident = await loop.run_in_executor(self._readers, self.recognizer.fetch, speaker)
             if resident is not None and resident.spec not in self._warm:
                 self._readers.submit(self.warm, [resident.spec])
-                raise Busy("Submodels of this kind are being prepared.", _WARMING_SECONDS)
+                raise Preparing("Submodels of this kind are being prepared.")
         audio = await self.decoder.decode(data)
         rate = self.base.architecture.sample_rate
         longest = self.base.architecture.max_samples / rate

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import jax
 import numpy as np
 import openai
 import pytest
@@ -270,11 +271,35 @@ def test_a_submodel_of_a_new_spec_does_not_make_others_wait(server, service, tok
     service.store.save(made(service.base, "new", 22, LORA))
     key = tokens[1]["clinic"]
     first = post(server, key, clip, "new")
-    assert first.status_code == 429
+    assert (first.status_code, first.json()["error"]["code"]) == (503, "preparing")
     assert int(first.headers["retry-after"]) > 0
     assert post(server, key, clip, "s0").status_code == 200
     service.warm([LORA])
     assert post(server, key, clip, "new").status_code == 200
+
+
+def test_nothing_is_served_before_all_is_compiled(service, clip):
+    cold = Service(Recognizer(service.base, service.store), service.store, AudioDecoder())
+    with listening(cold, ready=lambda: False) as address:
+        assert httpx.get(f"{address}/readyz").status_code == 503
+        answer = post(address, None, clip, "base")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+    cold.close()
+
+
+def test_nothing_compiles_in_traffic(server, service, tokens):
+    """Any number of rows, any length, any speaker: all programs were there before."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    try:
+        sound = [np.zeros(n, np.float32) + 0.1 for n in range(1_000, 33_000, 1_700)]
+        with ThreadPoolExecutor(6) as threads:
+            names = [("s0", "s1", "base")[i % 3] for i in range(len(sound))]
+            answers = list(threads.map(lambda c, n: post(server, tokens[1]["clinic"], c, n), sound, names))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert {answer.status_code for answer in answers} == {200}
+    assert not [name for name in compiled if "compile" in name]
 
 
 def test_many_at_once(server, service, tokens):
