@@ -50,6 +50,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_QUIET = ("/healthz", "/readyz", "/metrics")
+"""What is asked for all the time, and not logged."""
 _EVERYTHING = Grant(name="loopback", speakers=("*",), manages=True)
 
 
@@ -441,7 +443,8 @@ class _Guard:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.latency.labels(route).observe(seconds)
             line = {"route": route, "method": scope["method"], "status": status, "seconds": round(seconds, 4)}
-            self._log.info(json.dumps({"time": round(time.time(), 3), **note, **line}, ensure_ascii=False))
+            if route not in _QUIET:
+                self._log.info(json.dumps({"time": round(time.time(), 3), **note, **line}, ensure_ascii=False))
 
     def _refusal(self, scope: Scope) -> Refused | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}

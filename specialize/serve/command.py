@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import ssl
 import sys
 import threading
@@ -131,6 +132,8 @@ def serve(words: list[str]) -> None:
         server_header=False,
         h11_max_incomplete_event_size=64 << 10,
     )
+    # uvicorn raises the signal that it has ended for once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.Server(config).run()
 
 
