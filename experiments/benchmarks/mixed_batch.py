@@ -12,17 +12,19 @@ import json
 import platform
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from stores import random_submodel
 
-from specialize.base import load_base
+from specialize.base import Base, load_base
 from specialize.corpus.audio import read_audio
 from specialize.serve import Recognizer
-from specialize.submodel import AnyKind, LoRA, StoredSubmodel, find_sites, init_submodel
+from specialize.submodel import BiasOnly, LayerNormOnly, LoRA, ResidualAdapter
 
 
 @dataclass(frozen=True)
@@ -41,72 +43,66 @@ class Benchmark:
     """Length that recordings are cut or padded with silence to; None is that of the longest."""
     repeats: int = 9
     """How often each is timed, in turns."""
-    submodel: tyro.conf.AvoidSubcommands[AnyKind] = field(
-        default_factory=lambda: LoRA(where=("**/linear*", "**/fc*", "**/*_proj"), rank=16)
-    )
-    """What each row has."""
     json: Path | None = None
     """Also write the figures here."""
 
 
 def main(options: Benchmark) -> None:
-    """Times both and prints their ratio."""
+    """Times each spec beside the base alone, and prints a line for each."""
     base = load_base(options.base)
-    recognizer = Recognizer(base, batch=options.rows, slots=options.slots, alone=base)
-    spec = _that_fits(options.submodel, base)
-    sites = find_sites(spec, base.architecture, base.params)
     clips = _clips(options, base.architecture.sample_rate)
-    padded = recognizer.padded(max(map(len, clips)))
+    padded = -(-max(map(len, clips)) // base.architecture.sample_rate) * base.architecture.sample_rate
+    print(f"{options.rows} rows of {padded / base.architecture.sample_rate:g} s, {options.slots} slots")
+    print(f"{'throughput':>10} {'same texts':>10} {'parameters':>11}")
+    rows = []
+    for spec in _specs(base):
+        row = _time(options, base, spec, clips, padded)
+        rows.append(row)
+        print(
+            f"{row['throughput_ratio']:>10.3f} {row['same_texts']:>10} {row['parameters_each']:>11,} {spec}", flush=True
+        )
+    if options.json is not None:
+        device = jax.devices()[0]
+        about = {
+            "throughput_ratio": min(row["throughput_ratio"] for row in rows),
+            "base": options.base.name,
+            "rows": options.rows,
+            "slots": options.slots,
+            "audio_seconds": padded / base.architecture.sample_rate,
+            "device": f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.machine()}",
+            "jax": jax.__version__,
+            "specs": rows,
+        }
+        options.json.write_text(json.dumps(about, indent=1) + "\n")
 
-    def one(row: int) -> StoredSubmodel:
-        return StoredSubmodel(init_submodel(spec, sites, jax.random.key(row)), spec, f"s{row}", base.fingerprint)
 
-    residents = [recognizer.cache.resident(one(row)) for row in range(options.rows)]
-    nobody = [None] * options.rows
+def _time(options: Benchmark, base: Base, spec: Any, clips: list[np.ndarray], padded: int) -> dict[str, Any]:
+    recognizer = Recognizer(base, batch=options.rows, slots=options.slots, alone=base)
+    first = random_submodel(base, spec, 0)
+    residents = [recognizer.cache.resident(first) for _ in range(options.rows)]
     times: dict[str, list[float]] = {"with": [], "without": []}
     texts: dict[str, list[str]] = {}
     for round_ in range(options.repeats + 1):
-        for name, rows in (("with", residents), ("without", nobody)):
+        for name, rows in (("with", residents), ("without", [None] * options.rows)):
             began = time.perf_counter()
             texts[name] = recognizer.decode(rows, clips, padded)
             if round_:  # the first compiles
                 times[name].append(time.perf_counter() - began)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    same = sum(a == b for a, b in zip(texts["with"], texts["without"], strict=True))
-    ratio = seconds["without"] / seconds["with"]
-    device = jax.devices()[0]
-    about = {
-        "throughput_ratio": ratio,
-        "base": options.base.name,
-        "rows": options.rows,
-        "slots": options.slots,
-        "audio_seconds": padded / base.architecture.sample_rate,
-        "parameters_each": int(residents[0].vector.size),
+    return {
         "spec": str(spec),
-        "same_texts": same,
+        "throughput_ratio": seconds["without"] / seconds["with"],
+        "parameters_each": int(residents[0].vector.size),
+        "same_texts": sum(a == b for a, b in zip(texts["with"], texts["without"], strict=True)),
         "seconds": seconds,
-        "device": f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.machine()}",
-        "jax": jax.__version__,
     }
-    print(f"{options.rows} rows of {about['audio_seconds']:g} s, {spec}: {about['parameters_each']:,} parameters each")
-    print(f"{same} of {options.rows} texts are the same; throughput with / without Submodels: {ratio:.3f}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _that_fits(spec: AnyKind, base) -> AnyKind:
-    """The spec with those of its patterns that match something of this base."""
-    from dataclasses import replace
-
-    from specialize.errors import SpecError
-
-    def fits(pattern: str) -> bool:
-        try:
-            return bool(find_sites(replace(spec, where=(pattern,)), base.architecture, base.params))
-        except SpecError:
-            return False
-
-    return replace(spec, where=tuple(pattern for pattern in spec.where if fits(pattern)))
+def _specs(base: Base) -> list[Any]:
+    """Each kind as it is by default, and what the experiments train."""
+    layers = ("encoder/layers_*", "decoder/layers_*")
+    large = [ResidualAdapter(layers, 48), LoRA(("**/linear*", "**/*_proj", "**/pointwise_conv*"), 16)]
+    return [ResidualAdapter(), LoRA(), BiasOnly(), LayerNormOnly(), large[hasattr(base.architecture, "blank")]]
 
 
 def _clips(options: Benchmark, rate: int) -> list[np.ndarray]:

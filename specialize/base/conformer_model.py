@@ -227,11 +227,14 @@ class RelativeAttention(nn.Module):
         normal = nn.initializers.normal(0.02)
         content = self.param("bias_u", normal, (heads, size))
         position = self.param("bias_v", normal, (heads, size))
-        relative = nn.Dense(d, use_bias=False, name="relative_k_proj")(jnp.asarray(_positions(time, d))).reshape(
-            -1, heads, size
-        )
+        # One for all rows, unless something that is put here makes one for each.
+        relative = nn.Dense(d, use_bias=False, name="relative_k_proj")(jnp.asarray(_positions(time, d))[None])
+        relative = relative.reshape(relative.shape[0], -1, heads, size)
         by_content = jnp.einsum("bqhk,bthk->bhqt", q + content[None, None], k)
-        by_position = jnp.einsum("bqhk,phk->bhqp", q + position[None, None], relative)
+        if relative.shape[0] == 1:
+            by_position = jnp.einsum("bqhk,phk->bhqp", q + position[None, None], relative[0])
+        else:
+            by_position = jnp.einsum("bqhk,bphk->bhqp", q + position[None, None], relative)
         scores = (by_content + _shift(by_position)) * size**-0.5
         # A row without frames (an empty utterance) attends evenly to nothing of worth instead of becoming NaN.
         weights = jax.nn.softmax(jnp.where(mask[:, None, None, :], scores, -1e30), axis=-1)

@@ -27,8 +27,8 @@ def decode_rows(
     """As `architecture.decode`, each row with its own Submodel.
 
     The sites' calls are changed row by row, and all else is computed for the batch. Where that cannot be, because the
-    Submodel rewrites the base's parameters or goes where the base computes something that all rows share, the whole of
-    the decoding is vmapped over the rows, which costs more.
+    Submodel rewrites the base's parameters or goes where the base's results do not lead with the rows, the whole of the
+    decoding is vmapped over the rows, which costs more.
 
     Args:
         architecture: of the base.
@@ -57,7 +57,8 @@ def decode_rows(
 def inserted_rows(spec: Kind, bank: Mapping[str, Mapping[str, Any]], rows: int) -> Iterator[None]:
     """Within this context, each row of a call of the base's modules is changed by its own Submodel.
 
-    A module may compute several vectors for each row, as a beam does: B x K of them, those of a row together.
+    A module may compute several vectors for each row, as a beam does: B x K of them, those of a row together. One that
+    computes the same for all rows, with a leading axis of 1, then gives each its own.
 
     Args:
         spec: the kind of all; one that does not rewrite.
@@ -82,6 +83,8 @@ def inserted_rows(spec: Kind, bank: Mapping[str, Mapping[str, Any]], rows: int) 
         def of_row(weights, x, y):
             return spec.call(weights, x, y, None)
 
+        if y.shape[0] == 1:
+            return jax.vmap(of_row, (0, None, None))(dict(bank[path]), x, y)[:, 0]
         apart = [jnp.reshape(array, (rows, -1, *array.shape[1:])) for array in (x, y)]
         return jax.vmap(of_row)(dict(bank[path]), *apart).reshape(y.shape)
 
@@ -93,12 +96,13 @@ def inserted_rows(spec: Kind, bank: Mapping[str, Mapping[str, Any]], rows: int) 
 
 
 def _are_row_by_row(architecture: Architecture, params: Any, paths: Iterable[str]) -> bool:
-    """Whether the results of all these modules lead with the rows in decoding, for any number of rows."""
+    """Whether the results of all these modules lead with the rows in decoding, or with 1, for any number of rows."""
     two, three = (_leading(architecture, params, frozenset(paths), rows) for rows in (2, 3))
-    return all(
-        len(some) == len(more) and all(n % 2 == 0 and 3 * n == 2 * m for n, m in zip(some, more, strict=True))
-        for some, more in ((two[path], three[path]) for path in paths)
-    )
+
+    def fits(some: int, more: int) -> bool:
+        return some == more == 1 or (some % 2 == 0 and 3 * some == 2 * more)
+
+    return all(len(two[path]) == len(three[path]) and all(map(fits, two[path], three[path])) for path in paths)
 
 
 def _leading(architecture: Architecture, params: Any, paths: frozenset[str], rows: int) -> dict[str, list[int]]:

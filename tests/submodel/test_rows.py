@@ -1,10 +1,14 @@
 """A Submodel for each row of one batch: each row comes out as alone, for every kind and every base."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specialize.base.conformer import ConformerCTC
 from specialize.errors import SpecError
 from specialize.submodel import (
     BiasOnly,
@@ -99,11 +103,28 @@ def test_what_the_encoder_gives_each_row_is_what_it_gives_it_alone(name, kind):
         assert not np.allclose(found[row, :frames], plain[row, :frames], atol=1e-3)
 
 
-def test_what_all_rows_share_is_known_to_be_shared():
-    conformer = TALKING["conformer-ctc"]()
-    shared = "encoder/layers_0/self_attn/relative_k_proj"
-    assert not _are_row_by_row(conformer.architecture, conformer.params, [shared])
-    assert _are_row_by_row(conformer.architecture, conformer.params, ["encoder/layers_0/self_attn/q_proj"])
+@pytest.mark.parametrize("name", BASES)
+def test_every_module_of_ours_gives_a_result_for_each_row_or_one_for_all(name):
+    base = BASES[name]()
+    paths = [site.path for site in find_sites(LoRA(("**",), 1), base.architecture, base.params)]
+    assert _are_row_by_row(base.architecture, base.params, paths)
+
+
+def test_a_module_whose_results_lead_with_something_else_is_known():
+    class Turned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="time_first")(jnp.swapaxes(x, 0, 1)), nn.Dense(3, name="rows_first")(x)
+
+    class Strange(ConformerCTC):
+        def decode(self, params, audio, samples, *, max_tokens):
+            return Turned().apply({"params": params}, audio[:, :, None])
+
+    like = TALKING["conformer-ctc"]().architecture
+    architecture = Strange(**{field.name: getattr(like, field.name) for field in dataclasses.fields(like)})
+    params = Turned().init(jax.random.key(0), jnp.zeros((1, 4, 1)))["params"]
+    assert _are_row_by_row(architecture, params, ["rows_first"])
+    assert not _are_row_by_row(architecture, params, ["time_first"])
 
 
 def test_a_submodel_is_never_silently_without_effect():
