@@ -25,6 +25,10 @@ class StoreError(SpecializeError):
     """A Submodel that cannot be stored or loaded."""
 
 
+class ExportError(SpecializeError):
+    """A Submodel that another program's format cannot hold, or what such a format holds and no Submodel can."""
+
+
 class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 
