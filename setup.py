@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "([^"]+)"', (here / "specialize/__init__.py").read_text()).group(1)
 
-torch = ["torch>=2.4", "transformers>=4.56"]
+torch = ["torch>=2.4", "transformers>=4.56", "peft>=0.17"]
 tensorboard = ["tensorboardX>=2.6.4"]
 serve = [
     "fastapi>=0.115",

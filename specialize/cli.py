@@ -566,6 +566,23 @@ def keys(words: list[str]) -> None:
     run_keys(words)
 
 
+def export(words: list[str]) -> None:
+    """Write Submodels for other programs: safetensors, PEFT, merged Hugging Face folders, or a program of JAX."""
+    from specialize.exchange import Export, run_export
+
+    for line in run_export(tyro.cli(Export, args=words, prog="specialize export")):
+        print(printable(line), flush=True)
+
+
+def import_submodel(words: list[str]) -> None:
+    """Make a stored Submodel of a folder of PEFT, or of an exported safetensors file."""
+    from specialize.exchange import ImportSubmodel, run_import
+
+    command = tyro.cli(ImportSubmodel, args=words, prog="specialize import-submodel")
+    stored = run_import(command)
+    print(printable(f"{command.out}: the Submodel of '{stored.speaker}', {stored.spec}"))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "pretrain": pretrain,
@@ -579,6 +596,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "serve": serve,
     "keys": keys,
     "forget": forget,
+    "export": export,
+    "import-submodel": import_submodel,
 }
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ class NoSubmodel(StoreError):
     """A speaker who has no Submodel in a store."""
 
 
+class ExportError(SpecializeError):
+    """A Submodel that another program's format cannot hold, or what such a format holds and no Submodel can."""
+
+
 class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 

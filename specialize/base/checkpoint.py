@@ -34,12 +34,12 @@ def find_checkpoint(source: str | Path) -> Path:
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "merges.txt"]))
         # The index says which files are meant; many models have their weights twice, in another precision or format.
-        snapshot_download(str(source), allow_patterns=_weight_files(folder), revision=folder.name)
+        snapshot_download(str(source), allow_patterns=weight_files(folder), revision=folder.name)
     except BaseModelError:
         raise
     except Exception as error:  # network, name and authorisation errors have no common type
         raise BaseModelError(f"There is no folder '{source}', and the hub did not give it: {error}") from error
-    if not any((folder / name).is_file() for name in _weight_files(folder)):
+    if not any((folder / name).is_file() for name in weight_files(folder)):
         raise BaseModelError(f"'{source}' on the hub has no safetensors. {_SAVE_AGAIN}")
     return folder
 
@@ -71,21 +71,45 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         BaseModelError: a file is missing or damaged.
     """
     tensors = {}
-    for name in _weight_files(folder):
-        if not (folder / name).is_file():
-            hint = f" {_SAVE_AGAIN}" if any(folder.glob("pytorch_model*.bin")) else ""
-            raise BaseModelError(f"'{folder}' has no {name}.{hint}")
-        try:
-            # JAX's reader knows bfloat16, which numpy's does not.
-            with safe_open(folder / name, framework="flax") as file:
-                for key in file.keys():  # noqa: SIM118  (not a dict)
-                    tensors[key] = np.asarray(file.get_tensor(key)).astype(np.float32)
-        except SafetensorError as error:
-            raise BaseModelError(f"'{folder / name}' cannot be read: {error}") from error
+    for name in weight_files(folder):
+        tensors |= {key: tensor.astype(np.float32) for key, tensor in read_weights(folder / name).items()}
     return tensors
 
 
-def _weight_files(folder: Path) -> list[str]:
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of one safetensors file of a checkpoint, in their own types.
+
+    Raises:
+        BaseModelError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        hint = f" {_SAVE_AGAIN}" if any(path.parent.glob("pytorch_model*.bin")) else ""
+        raise BaseModelError(f"'{path.parent}' has no {path.name}.{hint}")
+    try:
+        return tensors_in(path)[0]
+    except SafetensorError as error:
+        raise BaseModelError(f"'{path}' cannot be read: {error}") from error
+
+
+def tensors_in(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of any safetensors file, in their own types, and its metadata.
+
+    Raises:
+        SafetensorError: it is damaged, or something else.
+    """
+    # JAX's reader knows bfloat16, which numpy's does not, but no integers of 64 bits.
+    with safe_open(path, framework="numpy") as file, safe_open(path, framework="flax") as jax_file:
+        of_jax = {key for key in file.keys() if file.get_slice(key).get_dtype() == "BF16"}  # noqa: SIM118
+        tensors = {key: (jax_file if key in of_jax else file).get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {key: np.asarray(tensor) for key, tensor in tensors.items()}, file.metadata() or {}
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files of a checkpoint.
+
+    Raises:
+        BaseModelError: there is an index of them, and it is damaged.
+    """
     index = read_json(folder, "model.safetensors.index.json", optional=True)
     if not index:
         return ["model.safetensors"]

@@ -1,5 +1,6 @@
 """A base and its folder: `base.json`, `tokenizer.json`, and the parameters as one Orbax checkpoint."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -178,15 +180,26 @@ def save_base(base: Base, folder: Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise BaseModelError(f"'{folder}' is there already. Choose another folder, or remove it first.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as beside:
         name, config = _describe(base.architecture)
         data = {"format": FORMAT, "architecture": name, "fingerprint": base.fingerprint, "end": base.tokenizer.end}
         data |= {"tokenizer": base.tokenizer.style, "config": config}
         (beside / "base.json").write_text(json.dumps(data, indent=1) + "\n")
         (beside / "tokenizer.json").write_text(base.tokenizer.definition, encoding="utf-8")
         ocp.save(epath.Path(beside.absolute() / "params"), base.params)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when the context ends without an error, and else is removed.
+
+    Raises:
+        OSError: `folder` is there and not empty, or the file system refused.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield beside
         beside.chmod(0o755)
         os.rename(beside, folder)
     except BaseException:

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from specialize.base.checkpoint import find_checkpoint, read_json
+from specialize.base.architecture import Architecture
+from specialize.base.checkpoint import Rename, find_checkpoint, read_json
+from specialize.base.conformer import ConformerCTC, ConformerTransducer
 from specialize.base.folder import Base, save_base
-from specialize.base.import_parakeet import PARAKEETS, import_parakeet
-from specialize.base.import_whisper import import_whisper
+from specialize.base.import_parakeet import PARAKEETS, import_parakeet, parakeet_tensor
+from specialize.base.import_whisper import import_whisper, whisper_tensor
+from specialize.base.whisper import Whisper
 from specialize.errors import BaseModelError
 
 
@@ -25,15 +28,36 @@ def import_base(source: str | Path, out: Path | str, *, language: str | None = N
     """
     if Path(out).exists():
         raise BaseModelError(f"'{out}' is there already. Choose another folder, or remove it first.")
-    folder = find_checkpoint(source)
+    base = read_base(find_checkpoint(source), language=language, task=task)
+    save_base(base, Path(out))
+    return base
+
+
+def read_base(folder: Path, *, language: str | None = None, task: str | None = None) -> Base:
+    """The base in a checkpoint folder, as `import_base`, without writing anything."""
     config = read_json(folder, "config.json")
     kind = config.get("model_type")
     if kind == "whisper":
-        base = import_whisper(folder, config, language, task)
-    elif kind in PARAKEETS:
-        base = import_parakeet(folder, config)
-    else:
-        known = ", ".join(("whisper", *PARAKEETS))
-        raise BaseModelError(f"'{folder}' is of model_type '{kind}'. This version imports {known}.")
-    save_base(base, Path(out))
-    return base
+        return import_whisper(folder, config, language, task)
+    if kind in PARAKEETS:
+        return import_parakeet(folder, config)
+    known = ", ".join(("whisper", *PARAKEETS))
+    raise BaseModelError(f"'{folder}' is of model_type '{kind}'. This version imports {known}.")
+
+
+def tensor_names(architecture: Architecture) -> Rename:
+    """How transformers calls the parameters of an architecture.
+
+    Raises:
+        BaseModelError: transformers has no such model.
+    """
+    if isinstance(architecture, Whisper):
+        return whisper_tensor
+    if isinstance(architecture, ConformerCTC | ConformerTransducer):
+        if architecture.config.conv_norm == "batch":
+            return parakeet_tensor
+        raise BaseModelError(
+            f"transformers has no Conformer with conv_norm='{architecture.config.conv_norm}', only with batch norms, "
+            "as imported Parakeets have them."
+        )
+    raise BaseModelError(f"transformers has no {type(architecture).__name__}.")

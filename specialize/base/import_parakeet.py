@@ -68,7 +68,7 @@ def import_parakeet(folder: Path, config: dict[str, Any]) -> Base:
         other = name.replace("_ih_", "_hh_")
         if other in tensors:
             tensors[name.replace("_ih_", "_")] = tensors.pop(name) + tensors.pop(other)
-    params = fill(shapes, tensors, _tensor, folder, ignored=("num_batches_tracked",))
+    params = fill(shapes, tensors, parakeet_tensor, folder, ignored=("num_batches_tracked",))
     return Base.make(architecture, params, Tokenizer(read_definition(folder), blank, "plain"))
 
 
@@ -95,7 +95,8 @@ def _check_front_end(folder: Path, config: ConformerConfig) -> None:
             )
 
 
-def _tensor(path: tuple[str, ...]) -> tuple[str, Any]:
+def parakeet_tensor(path: tuple[str, ...]) -> tuple[str, Any]:
+    """The tensor of a parameter; see `Rename`."""
     *modules, name = path
     words = [re.sub(r"_(\d+)$", r".\1", m) if m.startswith("layers_") else m for m in modules]
     if lstm := next((m for m in modules if m.startswith("lstm_")), None):

@@ -42,7 +42,7 @@ def import_whisper(folder: Path, config: dict[str, Any], language: str | None, t
     params = fill(
         shapes,
         read_tensors(folder),
-        _tensor,
+        whisper_tensor,
         folder,
         # The output embedding is the input's; some checkpoints store it twice.
         ignored=("proj_out.weight",),
@@ -102,7 +102,8 @@ def _named(table: dict[str, int], forced: set[int]) -> str | None:
     return next((name.strip("<|>") for name, id_ in table.items() if id_ in forced), None)
 
 
-def _tensor(path: tuple[str, ...]) -> tuple[str, Any]:
+def whisper_tensor(path: tuple[str, ...]) -> tuple[str, Any]:
+    """The tensor of a parameter; see `Rename`."""
     *modules, name = path
     words = [re.sub(r"_(\d+)$", r".\1", m) if m.startswith("layers_") else m for m in modules]
     stem = ".".join(["model", *words])

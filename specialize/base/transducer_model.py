@@ -152,8 +152,8 @@ class TransducerModel(nn.Module):
         return self.joint(encoded, predicted).reshape(rows, t, u, -1)
 
 
-def initial_state(config: TransducerConfig, rows: int) -> State:
-    """What the prediction network carries before the first token of each row."""
+def initial_state(config: TransducerConfig, rows: Any) -> State:
+    """What the prediction network carries before the first token of each row; `rows` may be a size of `jax.export`."""
     zeros = jnp.zeros((rows, config.decoder_hidden_size), jnp.float32)
     return {f"lstm_{layer}": {"hidden": zeros, "cell": zeros} for layer in range(config.num_decoder_layers)}
 

@@ -7,7 +7,6 @@ id's search begins at its hash and goes on to the next entry until the id at the
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from specialize.errors import SpecError, StoreError
 from specialize.space.generators import Linear, Shared
@@ -26,6 +24,7 @@ from specialize.space.space import Space, generated, told_of
 from specialize.submodel import StoredSubmodel, Submodel
 from specialize.submodel.checkpoint import check_base
 from specialize.submodel.kinds import spec_from_json, spec_to_json
+from specialize.submodel.tensors import write_tensors
 
 FORMAT = 1
 """Version of the layout; a file of a later version is refused."""
@@ -241,21 +240,9 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
             "dtype": dtype,
         }
     )
-    _save(tensors, path, {"specialize": header, "check": str(zlib.crc32(header.encode()))})
+    metadata = {"specialize": header, "check": str(zlib.crc32(header.encode()))}
+    write_tensors(tensors, path, metadata, "compact store")
     return Written(path, path.stat().st_size, len(ids), *_errors(space, CompactStore(path)))
-
-
-def _save(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, beside, metadata=metadata)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"The compact store could not be written to '{path}': {error}") from error
 
 
 def _scaled(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from specialize.base import Base, Tokenizer, import_base, load_base, save_base
-from specialize.base.import_whisper import _tensor
+from specialize.base.import_whisper import whisper_tensor
 from specialize.errors import BaseModelError
 from tests.bases import END, QUIET, START, byte_tokenizer, tiny_conformer_ctc, tiny_whisper, whisper_of
 
@@ -27,7 +27,7 @@ def tensors(base: Base) -> dict[str, np.ndarray]:
     """The base's parameters under Hugging Face's names and axes."""
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(base.params)[0]:
-        name, change = _tensor(tuple(key.key for key in path))
+        name, change = whisper_tensor(tuple(key.key for key in path))
         found[name] = np.ascontiguousarray(leaf if change is None else change(np.asarray(leaf)))  # its own inverse
     return found
 

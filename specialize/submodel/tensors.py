@@ -1,0 +1,38 @@
+"""Writing a safetensors file, whole or not at all."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from specialize.errors import StoreError
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str], what: str) -> None:
+    """Writes a safetensors file and replaces what is there.
+
+    Args:
+        tensors: by name.
+        path: the file to make.
+        metadata: of its header.
+        what: it is, for messages: "compact store".
+
+    Raises:
+        StoreError: the file system refused.
+    """
+    # The library writes the bytes of a transposed array in the order that they lie in.
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, beside, metadata=dict(metadata))
+            beside.chmod(0o644)  # the library lets nobody else read
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"The {what} could not be written to '{path}': {error}") from error
