@@ -18,6 +18,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from specialize.base import Base, Tokenizer, import_base, load_base, save_base
+from specialize.base.checkpoint import read_weights
 from specialize.base.import_whisper import whisper_tensor
 from specialize.errors import BaseModelError
 from tests.bases import END, QUIET, START, byte_tokenizer, tiny_conformer_ctc, tiny_whisper, whisper_of
@@ -86,6 +87,20 @@ def test_half_precision_and_shards(tmp_path, dtype, shards):
     for name, value in tensors(base).items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, halved[name].astype(np.float32), err_msg=name)
+
+
+def test_weights_are_read_in_their_own_types_and_shapes(tmp_path):
+    written = {
+        "half": np.arange(4).astype(ml_dtypes.bfloat16),
+        "steps": np.array(2**40),
+        "none": np.zeros((0, 2), np.float16),
+        "single": np.array([[1.0, np.nan]], np.float32),
+    }
+    save_file(written, tmp_path / "one.safetensors")
+    read = read_weights(tmp_path / "one.safetensors")
+    assert read.keys() == written.keys()
+    for name, value in written.items():
+        np.testing.assert_array_equal(read[name], value, strict=True)
 
 
 def test_names_without_model_and_a_tied_output_are_known(tmp_path):

@@ -223,7 +223,7 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(layout, "save_file", fails)
+    monkeypatch.setattr("specialize.submodel.tensors.save_file", fails)
     with pytest.raises(StoreError, match="no space left"):
         write_compact(many(4), tmp_path / "some")
     assert (tmp_path / "some").read_bytes() == before
