@@ -21,9 +21,9 @@ experiment = SpaceTraining(
     submodel=ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=48),
     space=Linear(dim=16),
     start=Path(__file__).parent / "results/speechocean_pooled",
-    hyper=HyperParameters(learning_rate=3e-4, warmup=6, spec_augment=0.5, dropout=0.1),
-    embedding_rate=0.1,
-    stop=Stopping(max_steps=60, every=15, patience=2),
+    hyper=HyperParameters(learning_rate=1e-4, warmup=6, spec_augment=0.5, dropout=0.1),
+    embedding_rate=0.02,
+    stop=Stopping(max_steps=48, every=12, patience=2),
     cohort=CohortConfig(slots=24, batch=4, rows=2),
     store=False,
 )
