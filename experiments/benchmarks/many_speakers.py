@@ -35,7 +35,7 @@ class Benchmark:
     """In the store."""
     slots: int = 64
     """On the device, where not all fit."""
-    cache_mib: int = 64
+    cache_mib: int = 1024
     """Memory of the host for Submodels, where not all fit."""
     rows: int = 16
     """Of a batch."""
