@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -17,6 +17,7 @@ from specialize import __version__
 from specialize.caches import keep_compiled_programs
 from specialize.errors import EXIT_PREEMPTED, ConfigError, Preempted, SpecializeError
 from specialize.printable import printable
+from specialize.words import budgeted, choose_kind, spelt_out
 
 Positional = tyro.conf.Positional
 KindName = Literal["residual-adapter", "lora", "bias-only", "layer-norm-only", "full-weights"]
@@ -153,57 +154,6 @@ def _experiment_of(command: str, words: list[str], example: Any, *kinds: type) -
     sys.exit(2)
 
 
-def _choose_kind(words: list[str], experiment: Any, field: str, known: Mapping[str, type]) -> tuple[list[str], Any]:
-    """Takes `--submodel.kind KIND` out of the words: the flags of a kind depend on it, so it comes first.
-
-    Args:
-        words: of the command line.
-        experiment: whose field is to be of that kind.
-        field: its name, here `submodel`.
-        known: kinds by name.
-    """
-    rest, chosen, words = [], None, list(words)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag != f"--{field}.kind":
-            rest.append(word)
-        elif equals:
-            chosen = value
-        elif words:
-            chosen = words.pop(0)
-        else:
-            raise ConfigError(f"--{field}.kind needs a value: {', '.join(known)}.")
-    if chosen is not None and chosen not in known:
-        raise ConfigError(f"--{field}.kind {chosen}: there is no such kind. Choose from {', '.join(known)}.")
-    if chosen is None or type(getattr(experiment, field)) is known[chosen]:
-        return rest, experiment
-    return rest, dataclasses.replace(experiment, **{field: known[chosen]()})
-
-
-def _spelt_out(words: list[str], short: str, *flags: str) -> list[str]:
-    """The words with a short flag written as the flags that it stands for."""
-    return [flag for word in words for flag in (flags if word == short else (word,))]
-
-
-def _budgeted(words: list[str]) -> list[str]:
-    """The words with `--budget 3` or `--budget 30s` written as the flags that it stands for."""
-    rest, words = [], list(words)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag != "--budget":
-            rest.append(word)
-            continue
-        value = value if equals else words.pop(0) if words else ""
-        number, seconds = value.removesuffix("s"), value.endswith("s")
-        if not number.replace(".", "", 1 if seconds else 0).isdigit():
-            raise ConfigError(f"--budget {value}: write a number of utterances, `3`, or of seconds, `30s`.")
-        other, this = ("utterances", "seconds") if seconds else ("seconds", "utterances")
-        rest += [f"--hyper.{other}", "None", f"--hyper.{this}", number]
-    return rest
-
-
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker, or a space: `specialize train experiments/FILE.py [--field value …]`."""
     from specialize.corpus import CorpusConfig
@@ -214,14 +164,14 @@ def train(words: list[str]) -> None:
 
     example = Experiment("NAME", Path("BASE"), CorpusConfig(Path("MANIFEST")))
     file, rest, experiment = _experiment_of("train", words, example, SpaceTraining)
-    rest, experiment = _choose_kind(rest, experiment, "submodel", KINDS)
-    rest = _budgeted(_spelt_out(rest, "--strict", "--corpus.strict"))
+    rest, experiment = choose_kind(rest, experiment, "submodel", KINDS)
+    rest = budgeted(spelt_out(rest, "--strict", "--corpus.strict"))
     described = (
         "Train a Submodel for each speaker of the corpus, many at a time in one compiled step. `--budget 3` or "
         "`--budget 30s` is short for --hyper.utterances or --hyper.seconds: only the first recordings of each speaker."
     )
     if isinstance(experiment, SpaceTraining):
-        rest, experiment = _choose_kind(rest, experiment, "space", GENERATORS)
+        rest, experiment = choose_kind(rest, experiment, "space", GENERATORS)
         described = (
             "Train a space of speakers: what makes a Submodel of an embedding, and the embedding of each speaker. "
             f"`--space.kind` ({', '.join(GENERATORS)}) chooses another kind of space; its own flags follow from it."
@@ -343,7 +293,7 @@ def pretrain(words: list[str]) -> None:
 
     command = tyro.cli(
         Pretrain,
-        args=_spelt_out(rest, "--strict", *(f"--corpora.{i}.strict" for i in range(len(experiment.corpora)))),
+        args=spelt_out(rest, "--strict", *(f"--corpora.{i}.strict" for i in range(len(experiment.corpora)))),
         default=Pretrain(experiment),
         prog=f"specialize pretrain {file}",
         description="Train a base on the pooled speech of many people, over all devices at once.",

@@ -180,7 +180,7 @@ def whisper_of(base: Base) -> Whisper:
     return base.architecture
 
 
-BASES: dict[str, Callable[[], Base]] = {
+BASES: dict[str, Callable[..., Base]] = {
     "whisper": tiny_whisper,
     "conformer-ctc": tiny_conformer_ctc,
     "conformer-transducer": tiny_conformer_transducer,

@@ -17,6 +17,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("SPECIALIZE_CACHE", str(Path(tempfile.gettempdir()) / f"specialize-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["SPECIALIZE_CACHE"]) / "compiled"))
+# Each run of a test makes its programs anew, and most of them compile in less than the second that JAX would keep.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import tyro
+from fitting import fitting
 from processes import specialize
 
 from specialize.corpus import CorpusConfig, open_corpus
@@ -23,10 +24,10 @@ from specialize.corpus import CorpusConfig, open_corpus
 class Benchmark:
     """Seconds of one job of many speakers, and of a job for each."""
 
-    experiment: Path = Path("experiments/speechocean_whisper.py")
-    """Experiment file."""
-    manifest: Path = Path("../shared/corpora/speechocean762/manifest.jsonl")
-    """Whose speech."""
+    experiment: Path | None = None
+    """Experiment file; None is `speechocean_whisper.py` for a Whisper and `quickstart.py` for others."""
+    manifest: Path | None = None
+    """Whose speech; None is that of the experiment."""
     base: Path = Path("bases/whisper-tiny.en")
     """Base folder."""
     speakers: int = 64
@@ -41,15 +42,16 @@ class Benchmark:
 
 def main(options: Benchmark) -> None:
     """Runs the jobs and prints the ratio."""
-    names = [s.id for s in open_corpus(CorpusConfig(options.manifest, role="personal")).speakers[: options.speakers]]
+    experiment, manifest = fitting(options.base, options.experiment, options.manifest)
+    names = [s.id for s in open_corpus(CorpusConfig(manifest, role="personal")).speakers[: options.speakers]]
     with tempfile.TemporaryDirectory() as folder:
         cache, runs = Path(folder) / "cache", Path(folder) / "runs"
-        specialize("corpus", options.manifest, "--base", options.base, cache=cache)
+        specialize("corpus", manifest, "--base", options.base, cache=cache)
 
         def train(name: str, speakers: list[str], slots: int) -> float:
             return specialize(
-                *("train", options.experiment, "--name", name, "--runs", runs, "--base", options.base),
-                *("--corpus.manifest", options.manifest, "--corpus.speakers", *speakers, "--cohort.slots", slots),
+                *("train", experiment, "--name", name, "--runs", runs, "--base", options.base),
+                *("--corpus.manifest", manifest, "--corpus.speakers", *speakers, "--cohort.slots", slots),
                 *("--stop.max-steps", options.steps, "--stop.every", options.steps),
                 cache=cache,
             )

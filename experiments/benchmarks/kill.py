@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from fitting import fitting
 from processes import COMMAND, environment, specialize
 
 from specialize.submodel import SubmodelStore
@@ -30,10 +31,10 @@ from specialize.submodel import SubmodelStore
 class Benchmark:
     """Bits of a run that was killed, against those of one that was not."""
 
-    experiment: Path = Path("experiments/speechocean_whisper.py")
-    """Experiment file."""
-    manifest: Path = Path("../shared/corpora/speechocean762/manifest.jsonl")
-    """Whose speech."""
+    experiment: Path | None = None
+    """Experiment file; None is `speechocean_whisper.py` for a Whisper and `quickstart.py` for others."""
+    manifest: Path | None = None
+    """Whose speech; None is that of the experiment."""
     base: Path = Path("bases/whisper-tiny.en")
     """Base folder."""
     speakers: int = 8
@@ -58,6 +59,7 @@ class Benchmark:
 
 def main(options: Benchmark) -> None:
     """Runs both and compares."""
+    experiment, manifest = fitting(options.base, options.experiment, options.manifest)
     moments = random.Random(options.seed)
     killed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -65,8 +67,8 @@ def main(options: Benchmark) -> None:
 
         def words(name: str) -> list[str]:
             given = (
-                *("train", options.experiment, "--name", name, "--runs", runs, "--base", options.base),
-                *("--corpus.manifest", options.manifest, "--corpus.limit", options.speakers),
+                *("train", experiment, "--name", name, "--runs", runs, "--base", options.base),
+                *("--corpus.manifest", manifest, "--corpus.limit", options.speakers),
                 *("--cohort.slots", options.slots, "--cohort.shapes", options.shapes),
                 *("--stop.max-steps", options.steps, "--stop.every", 3, "--stop.patience", options.patience),
                 *("--save-seconds", 0.5),

@@ -1,17 +1,21 @@
 """Memory of a cohort: bank and optimizer on the devices, at several numbers of slots.
 
 python experiments/benchmarks/memory.py --slots 8 32 128 --json memory.json
+
+Without --submodel.where, residual adapters go after every layer of the encoder, and of the decoder where the base has
+one.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import tyro
+from fitting import EVERY_LAYER, fitted
 
 from specialize.base import load_base
-from specialize.submodel import AnyKind, ResidualAdapter, find_sites
+from specialize.submodel import AnyKind, find_sites
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort
 from specialize.train.trainee import Plain
@@ -25,9 +29,7 @@ class Benchmark:
     """Base folder."""
     slots: tuple[int, ...] = (8, 32, 128)
     """Numbers of slots S."""
-    submodel: tyro.conf.AvoidSubcommands[AnyKind] = field(
-        default_factory=lambda: ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=48)
-    )
+    submodel: tyro.conf.AvoidSubcommands[AnyKind] = EVERY_LAYER
     """What is trained."""
     json: Path | None = None
     """Also write the figures here."""
@@ -36,6 +38,7 @@ class Benchmark:
 def main(options: Benchmark) -> None:
     """Measures what is alive on the devices with and without a state."""
     base = load_base(options.base)
+    options = replace(options, submodel=fitted(options.submodel, base))
     sites = find_sites(options.submodel, base.architecture, base.params)
     rows = []
     for slots in options.slots:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from fitting import fitting
 from processes import specialize
 
 from specialize.submodel import SubmodelStore
@@ -26,10 +27,10 @@ from specialize.train.recorder import read_jobs
 class Benchmark:
     """Slots busy, and throughput of continuous refill against waves."""
 
-    experiment: Path = Path("experiments/speechocean_whisper.py")
-    """Experiment file."""
-    manifest: Path = Path("../shared/corpora/speechocean762/manifest.jsonl")
-    """Whose speech."""
+    experiment: Path | None = None
+    """Experiment file; None is `speechocean_whisper.py` for a Whisper and `quickstart.py` for others."""
+    manifest: Path | None = None
+    """Whose speech; None is that of the experiment."""
     base: Path = Path("bases/whisper-tiny.en")
     """Base folder."""
     speakers: int = 24
@@ -46,12 +47,13 @@ class Benchmark:
 
 def main(options: Benchmark) -> None:
     """Runs both and prints the ratio."""
+    experiment, manifest = fitting(options.base, options.experiment, options.manifest)
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
     with tempfile.TemporaryDirectory() as folder:
         cache, runs = Path(folder) / "cache", Path(folder) / "runs"
         words = (
-            *("train", options.experiment, "--runs", runs, "--base", options.base),
-            *("--corpus.manifest", options.manifest, "--corpus.limit", options.speakers),
+            *("train", experiment, "--runs", runs, "--base", options.base),
+            *("--corpus.manifest", manifest, "--corpus.limit", options.speakers),
             *("--cohort.slots", options.slots, "--stop.max-steps", options.steps, "--stop.patience", options.patience),
         )
         # Both find their programs compiled: this run leaves them.

@@ -6,6 +6,9 @@ The floor is what no method that trains something at the same place can avoid: f
 activations of the same S x B utterances, down to the first module that the spec adapts, with no Submodel, no optimizer
 and no gradient of any parameter. Step and floor are computed in the same chunks of slots, measured first, unless
 --chunk says otherwise. They take turns, and the median of each is reported.
+
+Without --submodel.where, residual adapters go after every layer of the encoder, and of the decoder where the base has
+one.
 """
 
 import itertools
@@ -14,7 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from fitting import EVERY_LAYER, fitted
 
 from specialize.base import Base, Batch, load_base
 from specialize.corpus import Size
-from specialize.submodel import AnyKind, ResidualAdapter, find_sites
+from specialize.submodel import AnyKind, find_sites
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, HyperParameters, Job
 from specialize.train.estimate import Workload, choose_layout
@@ -56,9 +60,7 @@ class Benchmark:
     """Slots computed together; 0 is all; `auto` measures, as `specialize train` does."""
     random: bool = False
     """Draw dropout and SpecAugment too."""
-    submodel: tyro.conf.AvoidSubcommands[AnyKind] = field(
-        default_factory=lambda: ResidualAdapter(where=("encoder/layers_*", "decoder/layers_*"), bottleneck=48)
-    )
+    submodel: tyro.conf.AvoidSubcommands[AnyKind] = EVERY_LAYER
     """What is trained."""
     json: Path | None = None
     """Also write the figures here."""
@@ -67,6 +69,7 @@ class Benchmark:
 def main(options: Benchmark) -> None:
     """Times each number of slots and prints a line for each."""
     base = load_base(options.base)
+    options = replace(options, submodel=fitted(options.submodel, base))
     device = jax.devices()[0]
     print(
         f"{jax.device_count()} x {device.platform} {device.device_kind}, {platform.processor() or platform.machine()}"
@@ -114,7 +117,7 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
         )
 
     rows = batch if batch % options.rows else options.rows
-    work = Workload(batch, rows, Size(int(options.seconds * 16_000), options.labels))
+    work = Workload(batch, rows, Size(int(options.seconds * base.architecture.sample_rate), options.labels))
     chunk = choose_layout(make, base.params, work, slots // devices, options.chunk).chunk
     cohort = make(slots // devices, chunk)
     frozen, anchor = cohort.place_frozen(base.params), cohort.place_replicated(cohort.anchor())
@@ -122,7 +125,7 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
     hyper = cohort.place(stack_hyper(jobs))._replace(learning_rate=jnp.full((slots,), HyperParameters().learning_rate))
     state = cohort.reset(cohort.empty_state(), hyper, cohort.place(np.ones(slots, bool)))
     active = cohort.place(np.ones(slots, bool))
-    parts = [_batch(options, base.architecture.sample_rate, slots, rows) for _ in range(0, batch, rows)]
+    parts = [_batch(options, base, slots, rows) for _ in range(0, batch, rows)]
     parts = cohort.place(parts)
     floor = _floor(base, sites[0].path, chunk)
     deltas = jnp.zeros((slots, sites[0].width))
@@ -163,13 +166,13 @@ def _floor(base: Base, path: str, chunk: int) -> Callable[..., Any]:
     return jax.jit(chunked)
 
 
-def _batch(options: Benchmark, rate: int, slots: int, rows: int) -> Batch:
+def _batch(options: Benchmark, base: Base, slots: int, rows: int) -> Batch:
     rng = np.random.default_rng(0)
-    shape, n = (slots, rows), int(options.seconds * rate)
+    shape, n = (slots, rows), int(options.seconds * base.architecture.sample_rate)
     return Batch(
         audio=(0.05 * rng.standard_normal((*shape, n))).astype(np.float32),
         samples=np.full(shape, n, np.int32),
-        labels=rng.integers(0, 1000, (*shape, options.labels)).astype(np.int32),
+        labels=rng.integers(0, min(1000, base.tokenizer.end), (*shape, options.labels)).astype(np.int32),
         label_lengths=np.full(shape, options.labels, np.int32),
     )
 

@@ -93,6 +93,10 @@ class Conformer:
     def _min_frames(self, labels: Sequence[int]) -> int:
         raise NotImplementedError
 
+    def _filled(self, ids: Int[Array, "B L"], max_tokens: int) -> Int[Array, "B {max_tokens}"]:
+        """`ids` of a search that had room for what its frames can say, and no more, for it looks at all of its room."""
+        return jnp.pad(ids, ((0, 0), (0, max_tokens - ids.shape[1])), constant_values=self.blank)
+
     def _apply(self, params: Any, *arguments: Any, method: str | None = None) -> Any:
         return self.model.apply({"params": params}, *arguments, method=method)
 
@@ -152,9 +156,12 @@ class ConformerCTC(Conformer):
     ) -> Int[Array, "B {max_tokens}"]:
         """The best label of each frame without repeats, or the best of a prefix beam; `blank` after the end."""
         logits, frames = self.logits(params, audio, samples), self.frames(samples)
+        room = min(max_tokens, logits.shape[1])
         if self.beam == 1:
-            return ctc_greedy(logits, frames, self.blank, max_tokens, self.blank)
-        return ctc_prefix_beam(logits, frames, self.blank, self.beam, max_tokens, self.blank)[0][:, 0]
+            ids = ctc_greedy(logits, frames, self.blank, room, self.blank)
+        else:
+            ids = ctc_prefix_beam(logits, frames, self.blank, self.beam, room, self.blank)[0][:, 0]
+        return self._filled(ids, max_tokens)
 
 
 @dataclass(frozen=True)
@@ -247,14 +254,17 @@ class ConformerTransducer(Conformer):
             return predict_step(self.model, params, token, state)
 
         state = initial_state(self.transducer, audio.shape[0])
-        limits = {"blank_id": self.blank, "max_tokens": max_tokens, "pad": self.blank, "max_symbols": self.max_symbols}
+        room = min(max_tokens, self.max_symbols * encoded.shape[1])
+        limits = {"blank_id": self.blank, "max_tokens": room, "pad": self.blank, "max_symbols": self.max_symbols}
         if durations:
             if self.beam > 1:
                 raise BaseModelError("There is no beam search for token-and-duration transducers. Use a beam of 1.")
-            return tdt_greedy(joint, step, encoded, frames, state, durations=durations, **limits)
-        if self.beam == 1:
-            return transducer_greedy(joint, step, encoded, frames, state, **limits)
-        return transducer_beam(joint, step, encoded, frames, state, beam=self.beam, **limits)[0][:, 0]
+            ids = tdt_greedy(joint, step, encoded, frames, state, durations=durations, **limits)
+        elif self.beam == 1:
+            ids = transducer_greedy(joint, step, encoded, frames, state, **limits)
+        else:
+            ids = transducer_beam(joint, step, encoded, frames, state, beam=self.beam, **limits)[0][:, 0]
+        return self._filled(ids, max_tokens)
 
     def _begun(self, labels: Int[Array, "B U"]) -> Int[Array, "B U1"]:
         """Labels after the start, which is the blank."""

@@ -197,8 +197,8 @@ def _greedy(
         emits = alive & (token != blank_id)
         symbols = symbols + emits
         passed = jnp.where(symbols >= max_symbols, jnp.maximum(passed, 1), passed)
-        here = emits[:, None] & (jnp.arange(max_tokens)[None, :] == written[:, None])
-        ids = jnp.where(here, token[:, None], ids)
+        # What is not written goes to a column that there is not.
+        ids = ids.at[jnp.arange(rows), jnp.where(emits, written, max_tokens)].set(token, mode="drop")
 
         def write(memory):
             new = step(token, memory[1])

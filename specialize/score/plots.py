@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from specialize.score.terminal import by_gain, percent
+from specialize.score.terminal import by_gain, by_rate, percent
 
 ROWS = 48
 """Up to so many speakers have a row of their own in the plot of changes."""
@@ -98,6 +98,27 @@ def scatter(speakers: dict[str, dict[str, Any]]) -> Markup:
     return _svg(left + size + 14, above + size + 48, label, parts)
 
 
+def rates(speakers: dict[str, dict[str, Any]], pooled: float | None) -> Markup:
+    """WER of every speaker, from the highest to the lowest, a bar each, with that of all as a line across."""
+    rows = [(speaker, row) for speaker, row in by_rate(speakers) if row["wer"] is not None]
+    top = _ceiling(max((row["wer"] for _, row in rows), default=1.0))
+    left, above, width, height = 62.0, 14.0, _WIDTH - 62.0 - 14.0, 240.0
+    parts = [*_grid(left, above, width, height, None, top)]
+    wide = width / max(len(rows), 1)
+    bar = Markup('<rect class="submodel" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"><title>{}</title></rect>')
+    for index, (speaker, row) in enumerate(rows):
+        tall, thick = height * row["wer"] / top, min(0.8 * wide, 40.0) if wide > 3 else wide
+        title = f"{speaker}: {percent(row['wer'])} of {row['words']} words"
+        parts.append(bar.format(left + wide * (index + 0.1), above + height - tall, thick, tall, title))
+    if pooled is not None:
+        y = above + height * (1 - min(pooled, top) / top)
+        parts.append(_line(left, y, left + width, y, "diagonal"))
+    parts.append(_text(left + width / 2, above + height + 24, "speakers, from the highest WER to the lowest", "middle"))
+    parts.append(_upright(14, above + height / 2, "WER"))
+    label = f"WER of {len(rows)} speakers, sorted; that of all is {percent(pooled)}. The table has the same figures."
+    return _svg(left + width + 14, above + height + 32, label, parts)
+
+
 def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
     """Loss against step of every speaker as thin lines, with the median as a thick one.
 
@@ -141,10 +162,12 @@ def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
     parts.append(Markup('<polyline class="median" points="{}"/>').format(path))
     name = ("", "train loss", "dev loss")[which]
     parts.append(_text(left + width / 2, above + height + 40, f"step ({name} a token)", "middle"))
-    label = f"{name.capitalize()} of {len(lines)} speakers against steps"
+    whose = next(iter(lines)) if len(lines) == 1 else f"{len(lines)} speakers"
+    label = f"{name.capitalize()} of {whose} against steps"
     if len(middle) > 1:
         first, final = next(iter(middle.values())), list(middle.values())[-1]
-        label += f"; the median goes from {first:.3f} to {final:.3f} at step {max(middle)}"
+        which_one = "it" if len(lines) == 1 else "the median"
+        label += f"; {which_one} goes from {first:.3f} to {final:.3f} at step {max(middle)}"
     return _svg(left + width + 14, above + height + 48, label + ".", parts)
 
 
@@ -240,19 +263,20 @@ def amounts(curve: dict[str, Any], names: dict[str, str]) -> Markup:
     return _svg(left + width + 14, above + height + 48, label, parts)
 
 
-def reduction_axis(rows: Iterable[dict[str, Any]]) -> tuple[float, float]:
-    """An axis for `reduction_bar` that holds 0 and all intervals, as far as they lie between -100% and 100%."""
+def interval_axis(
+    rows: Iterable[dict[str, Any]], name: str, lowest: float = -1.0, highest: float = 1.0
+) -> tuple[float, float]:
+    """An axis for `interval_bar` that holds 0 and all values of a figure, as far as they lie between two shares."""
     shares = [0.0]
     for row in rows:
-        shares += row["relative_reduction_interval"] or []
-        shares += [] if row["relative_reduction"] is None else [row["relative_reduction"]]
-    low, high = max(min(shares), -1.0), min(max(shares), 1.0)
+        shares += row[f"{name}_interval"] or []
+        shares += [] if row[name] is None else [row[name]]
+    low, high = max(min(shares), lowest), min(max(shares), highest)
     return (math.floor(10 * low) / 10, max(math.ceil(10 * high) / 10, 0.1))
 
 
-def reduction_bar(row: dict[str, Any], axis: tuple[float, float]) -> Markup:
-    """A relative reduction with its interval, for a cell of a table; what lies beyond the axis is cut off."""
-    value, ends = row["relative_reduction"], row["relative_reduction_interval"]
+def interval_bar(value: float | None, ends: Sequence[float] | None, axis: tuple[float, float]) -> Markup:
+    """A share with its interval, for a cell of a table; what lies beyond the axis is cut off."""
     if value is None:
         return Markup("")
     width, height = 170.0, 18.0

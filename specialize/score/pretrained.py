@@ -16,19 +16,22 @@ from specialize.errors import ConfigError, FingerprintMismatch
 from specialize.printable import printable
 from specialize.score.decode import decode_split, unheard
 from specialize.score.groups import grouped
+from specialize.score.plots import Curve
+from specialize.score.pretrained_report import write_pretrained_report
 from specialize.score.results import score, write_atomically, write_results
 from specialize.score.scoring import Files, Scoring, say_left_out
 from specialize.score.terminal import interval, percent, said_and_heard
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.train import PretrainRun
+from specialize.train.metrics import read_metrics
 
 _OF_TWO = ("base", "submodel", "relative", "p_value", "helped", "harmed", "unchanged", "served", "median_speaker_base")
 """How the figures begin that compare two systems, or a base with Submodels."""
 
 
 def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) -> dict[str, Any]:
-    """Scores the base of a pretraining on its own corpora, and writes `results.json` and `transcripts.jsonl`.
+    """Scores the base of a pretraining on its own corpora; writes results, transcripts and a report of them.
 
     Args:
         run: of `specialize pretrain`, ended.
@@ -77,7 +80,7 @@ def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) ->
     language = scoring.language_of(bases[0])
     results = score(transcripts, language=language, groups=scoring.groups, resamples=scoring.resamples)
     if start is None:
-        results = _of_one(results)
+        results = of_one(results)
     results |= {
         "speakers_without_utterances": [problem.speaker for problem in problems if not problem.line],
         "beam": scoring.beam,
@@ -94,7 +97,9 @@ def evaluate_pretrained(run: PretrainRun, scoring: Scoring, console: Console) ->
             said_and_heard(console, t.speaker, t.utterance, t.reference, {"": t.submodel}, language)
     console.print(_table(run, results))
     say_left_out(console, problems, scoring.split, files.results)
-    console.print(f"figures: {files.results}", highlight=False, soft_wrap=True, markup=False)
+    write_pretrained_report(files.report, results, transcripts, _curve(run), _about(run, bases[0], results))
+    for name, path in (("figures", files.results), ("report", files.report)):
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True, markup=False)
     return results
 
 
@@ -113,6 +118,36 @@ def _decoded(
     ]
 
 
+def _curve(run: PretrainRun) -> Curve:
+    path = run.folder / "metrics.jsonl"
+    return [(r["step"], r["train_loss"], r["dev_loss"]) for r in (read_metrics(path) if path.is_file() else [])]
+
+
+def _about(run: PretrainRun, base: Base, results: dict[str, Any]) -> dict[str, Any]:
+    experiment, summary = run.experiment, run.read("summary.json") or {}
+    trained_on = [str(config.manifest) for config in experiment.corpora]
+    return {
+        "name": experiment.name,
+        "command": run.config.get("command"),
+        "base": f"{run.base_folder} ({base.fingerprint})",
+        "architecture": type(base.architecture).__name__,
+        "parameters": summary.get("parameters"),
+        "start": None if experiment.start is None else f"{experiment.start} ({run.base})",
+        "corpora": trained_on,
+        "scored_corpora": results["manifests"] if results["manifests"] != trained_on else None,
+        "scored_with": ", ".join(results["differs"]) or None,
+        "hours_of_speech": summary.get("hours"),
+        "epochs": summary.get("epochs"),
+        "steps": summary.get("steps"),
+        "best_step": summary.get("best_step"),
+        "dev_loss_at_that_step": None if "dev_loss" not in summary else f"{summary['dev_loss']:.4f} a token",
+        "devices": summary.get("devices"),
+        "seconds_of_training": summary.get("seconds"),
+        "versions": ", ".join(f"{name} {text}" for name, text in run.config["versions"].items()),
+        "problems": run.read("problems.json"),
+    }
+
+
 def _line(transcript: Transcript, *, alone: bool) -> str:
     line = dataclasses.asdict(transcript)
     text = line.pop("submodel")
@@ -120,8 +155,8 @@ def _line(transcript: Transcript, *, alone: bool) -> str:
     return json.dumps((line | {"base": text}) if alone else (line | {"pretrained": text}), ensure_ascii=False)
 
 
-def _of_one(results: dict[str, Any]) -> dict[str, Any]:
-    """Results without the figures that compare."""
+def of_one(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of `score` without the figures that compare two systems."""
 
     def alone(figures: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in figures.items() if not name.startswith(_OF_TWO) and name != "used"}

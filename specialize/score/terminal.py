@@ -98,6 +98,11 @@ def by_gain(speakers: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, An
     return sorted(speakers.items(), key=gain)
 
 
+def by_rate(speakers: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Speakers from the highest WER to the lowest; those without words last."""
+    return sorted(speakers.items(), key=lambda item: (item[1]["wer"] is None, -(item[1]["wer"] or 0.0), item[0]))
+
+
 def _pooled(pooled: dict[str, Any]) -> Table:
     table = Table(title="All speakers", title_justify="left")
     for name in ("", "base", "personalised", "relative reduction"):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specialize.base import Architecture, Base, Batch
+from specialize.base import Architecture, Base, Batch, ConformerCTC, ConformerTransducer
 from specialize.errors import BaseModelError
 from tests.bases import TALKING, random_batch, random_speech, talking_whisper, tiny_parakeet_tdt, whisper_of
 
@@ -79,6 +81,29 @@ def test_rows_without_audio_say_nothing(base):
 def test_fewer_tokens_are_the_first_of_more(base):
     audio, samples = random_speech(base)
     np.testing.assert_array_equal(decoded(base, audio, samples, tokens=5), decoded(base, audio, samples)[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("name", "beam"),
+    [("conformer-ctc", 1), ("conformer-ctc", 3), ("conformer-transducer", 1), ("conformer-transducer", 3), ("tdt", 1)],
+)
+def test_room_that_the_audio_cannot_fill_changes_no_text_and_is_not_looked_at(name, beam):
+    base = tiny_parakeet_tdt() if name == "tdt" else TALKING[name]()
+    architecture = base.with_beam(beam).architecture
+    assert isinstance(architecture, ConformerCTC | ConformerTransducer)
+    audio, samples = random_speech(base, seconds=1.0)
+    most = int(architecture.frames(jnp.asarray(samples))[0]) * getattr(architecture, "max_symbols", 1)
+    programs = [
+        jax.jit(functools.partial(architecture.decode, max_tokens=tokens)).lower(base.params, audio, samples).compile()
+        for tokens in (most, 40 * most)
+    ]
+    exact, roomy = (np.asarray(program(base.params, audio, samples)) for program in programs)
+    np.testing.assert_array_equal(roomy[:, :most], exact)
+    assert roomy.shape == (len(audio), 40 * most)
+    assert (roomy[:, most:] == base.tokenizer.end).all()
+    analyses: list[Any] = [program.memory_analysis() for program in programs]
+    exactly, roomily = (analysis.temp_size_in_bytes for analysis in analyses)
+    assert roomily < 1.1 * exactly + 2 * roomy.nbytes
 
 
 def test_a_text_is_no_longer_than_its_audio_allows():

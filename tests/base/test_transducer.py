@@ -396,6 +396,31 @@ def test_greedy_is_the_naive_search_and_rows_are_independent(durations, max_symb
     assert emitted > 30
 
 
+@pytest.mark.parametrize("search", [transducer_greedy, partial(tdt_greedy, durations=DURATIONS), transducer_beam])
+def test_no_text_is_longer_than_its_frames_allow(search):
+    beam = {"beam": 3} if search is transducer_beam else {}
+    model, frames = Model(2, 5, 0 if search in (transducer_greedy, transducer_beam) else len(DURATIONS)), lengths(4, 3)
+    encoded = np.random.default_rng(2).normal(size=(2, 4, 6)).astype(np.float32)
+
+    def run(room):
+        joint, step = callables(model.tables)
+
+        def joint_without_blank(frame, predicted):
+            return joint(frame, predicted).at[:, 0].add(-100.0)
+
+        state = jnp.zeros((2, 6))
+        options = {"blank_id": 0, "max_tokens": room, "pad": -1, "max_symbols": 3, **beam}
+        found = jax.jit(lambda x, n: search(joint_without_blank, step, x, n, state, **options))(encoded, frames)
+        return np.asarray(found[0][:, 0] if beam else found)
+
+    enough, more = run(12), run(17)
+    np.testing.assert_array_equal(more[:, :12], enough)
+    assert (more[:, 12:] == -1).all()
+    assert ((enough >= 0).sum(axis=1) <= 3 * np.asarray(frames)).all()
+    if search is transducer_greedy:
+        assert (enough[0] >= 0).all(), "the room is filled"
+
+
 def log_likelihoods(model, encoded, texts) -> np.ndarray:
     """Exact log likelihoods of many texts for one row [T, D], by the loss."""
     longest = max(map(len, texts))

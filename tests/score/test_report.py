@@ -1,13 +1,18 @@
 """The report: one file, safe against hostile texts, from one speaker to hundreds."""
 
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from specialize.score import Transcript, score, tables, write_report
+from specialize.score.pretrained import of_one
+from specialize.score.pretrained_report import write_pretrained_report
+from specialize.score.terminal import by_rate, interval, percent
 from tests.score.test_score import transcripts
 
 HOSTILE = '<script>alert("x")</script>'
@@ -103,6 +108,32 @@ def test_plots_and_tables_can_be_read_aloud(tmp_path):
     assert all(a.get("aria-label") or a.get("aria-labelledby") or a.get("aria-hidden") for a in plots)
     assert [tag for tag, _ in page.tags].count("th") > 0
     assert dict(page.tags)["html"].get("lang")
+
+
+@pytest.mark.parametrize("two", [False, True], ids=["alone", "beside the base it went on from"])
+def test_a_report_of_a_pretraining_is_whole_and_says_who_is_heard_worst(tmp_path, two):
+    given = [
+        dataclasses.replace(t, speaker=t.speaker + HOSTILE, reference=t.reference + HOSTILE) for t in transcripts()
+    ]
+    results: dict[str, Any] = score(given, resamples=50)
+    problems = [{"line": 3, "utterance": HOSTILE, "speaker": HOSTILE, "reason": HOSTILE}]
+    results = (results if two else of_one(results)) | {"problems": problems}
+    curve = [(10, 2.0, 1.8), (20, 1.5, float("nan")), (30, 1.2, 1.4)]
+    about = {"name": HOSTILE, "steps": 30, "problems": problems, "start": None}
+    write_pretrained_report(tmp_path / "report.html", results, given, curve, about)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert HOSTILE not in text
+    labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert any("goes from 1.800 to 1.400" in label for label in labels)
+    assert any("goes from 2.000 to 1.200" in label for label in labels)
+    assert percent(results["pooled"]["wer"]) in text
+    assert interval(results["pooled"]["wer_interval"]) in text
+    assert ("relative reduction" in text) == two
+    assert "personalised" not in text
+    worst = [speaker for speaker, _ in by_rate(results["speakers"])]
+    named = re.findall(r'<th scope="row" class="text">(s\d+)', text)
+    assert named == [speaker.removesuffix(HOSTILE) for speaker in worst]
 
 
 def test_tables_name_everybody():

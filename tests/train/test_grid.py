@@ -25,7 +25,7 @@ from specialize.train.experiment import to_json
 from specialize.train.jobs import Jobs, parse_grid
 from specialize.train.recorder import Recorder, read_jobs
 from specialize.train.schedule import HALVED, Running
-from tests.bases import tiny_whisper
+from tests.bases import BASES
 from tests.people import write_people
 from tests.train.cohorts import one_shape, people
 
@@ -470,11 +470,19 @@ RATES = (0.0, 0.1, 1.0)
 GRID = "lr=" + ",".join(map(str, RATES))
 
 
+@pytest.fixture(scope="module", params=BASES)
+def base(request) -> str:
+    return request.param
+
+
+one_base = pytest.mark.parametrize("base", ["whisper"], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     write_people(folder, speakers=3, utterances=8)
-    save_base(tiny_whisper(), folder / "base")
+    save_base(BASES[base](), folder / "base")
     (folder / "grid.py").write_text(EXPERIMENT)
     return folder
 
@@ -529,6 +537,7 @@ def assert_one_point_for_all(run: Run, single: list[dict[str, Any]]) -> None:
     assert [row["chosen_for"] for row in run.read("summary.json")["grid"]] == [3 * (p == point) for p in range(3)]
 
 
+@one_base
 def test_select_pooled_keeps_one_point_for_all(folder, single):
     assert any(np.argmin(dev_losses(single, name)) != pooled_point(single) for name in single[0])
     main(["train", str(folder / "grid.py"), "--name", "pooled", "--grid", GRID, "--select", "pooled"])
@@ -537,6 +546,7 @@ def test_select_pooled_keeps_one_point_for_all(folder, single):
     assert_one_point_for_all(run, single)
 
 
+@one_base
 def test_a_kill_between_the_choice_and_the_summary_loses_no_submodel(folder, single, monkeypatch):
     """The state to go on from is older than the choice, and has some of the Submodels before it."""
 
@@ -560,6 +570,7 @@ def test_a_kill_between_the_choice_and_the_summary_loses_no_submodel(folder, sin
     assert_one_point_for_all(trained(folder, "killed", grid=(GRID,), select="pooled"), single)
 
 
+@one_base
 def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder):
     stop = Stopping(max_steps=6, every=3, halving=2)
     run = trained(folder, "halved", grid=("lr=0,1",), stop=stop)
@@ -573,6 +584,7 @@ def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder):
         assert run.store.load(name).training["dev_loss"] == min(job["dev_loss"] for job in of_one.values())
 
 
+@one_base
 def test_a_size_in_a_grid_makes_a_program_of_each_and_the_stored_spec_is_that_of_the_best(folder, capsys):
     axes = ("submodel.bottleneck=2,3", "lr=0,1")
     run = trained(folder, "sizes", grid=axes)
@@ -598,6 +610,7 @@ def test_a_size_in_a_grid_makes_a_program_of_each_and_the_stored_spec_is_that_of
     assert [row["chosen_for"] for row in rows] == [chosen.count(point) for point in range(4)]
 
 
+@one_base
 def test_kinds_in_a_grid_are_programs_and_each_speaker_keeps_the_best(folder):
     run = trained(folder, "kinds", grid=("submodel.kind=residual-adapter,bias-only",))
     jobs = read_jobs(run)
@@ -610,6 +623,7 @@ def test_kinds_in_a_grid_are_programs_and_each_speaker_keeps_the_best(folder):
     ]
 
 
+@one_base
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

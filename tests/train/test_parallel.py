@@ -69,7 +69,6 @@ def test_placement_within_a_shape_changes_no_bit(base, together):
         assert_same_bits(together[speaker], finished)
 
 
-@one_base
 def test_company_changes_no_bit(base, together):
     few = train_jobs(cohort(8, base=base), (5, 2), base=base).by_speaker()
     assert set(few) == {"p5", "p2"}

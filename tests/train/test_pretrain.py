@@ -105,6 +105,8 @@ def test_a_pretrained_base_is_scored_on_its_corpora_or_on_another(folder, whole,
     assert set(results["speakers"]) == {"p0", "p1", "p2"}
     assert set(results["groups"]) == {"severity", "seconds", "corpus"}
     assert (results["left_out"], results["differs"]) == (0, [])
+    report = (whole.folder / "report.html").read_text()
+    assert all(text in report for text in ("By corpus", "p2", "Dev loss of the base", str(whole.base_folder)))
     before = (whole.folder / "results.json").read_bytes()
     lines = (folder / "people.jsonl").read_text().splitlines()
     chosen = [json.dumps(json.loads(line) | {"split": "test"}) for line in lines[:2]]
@@ -114,7 +116,9 @@ def test_a_pretrained_base_is_scored_on_its_corpora_or_on_another(folder, whole,
     results = whole.read("results.manifest-other.language-de.json")
     assert set(results["speakers"]) == {"p0"}
     assert [problem["line"] for problem in results["problems"]] == [3]
-    assert "line 3" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "line 3" in told
+    assert "report.manifest-other.language-de.html" in told
     assert (whole.folder / "results.json").read_bytes() == before
     with pytest.raises(SystemExit):
         main(["evaluate", str(whole.folder), "--groups", "colour"])

@@ -27,7 +27,7 @@ from specialize.train import Cohort, HyperParameters, Run, Stopping, train
 from specialize.train.metrics import JsonLines
 from specialize.train.state import StateFolder
 from specialize.train.trainee import Plain
-from tests.bases import tiny_whisper
+from tests.bases import BASES, tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import SPEC, cohort, one_shape, people, train_jobs, trainer
 from tests.train.test_dispatch import Saving
@@ -38,16 +38,17 @@ STOP = Stopping(max_steps=8, every=2, patience=1)
 HYPER = HyperParameters(learning_rate=0.3, warmup=0)
 
 
-def of_several_sizes(slots: int, speakers: range) -> Any:
+def of_several_sizes(name: str, slots: int, speakers: range) -> Any:
     """A trainer whose dev batches have other sizes when a job has ended and none has taken its slot."""
-    made = trainer(cohort(slots, random=False), speakers, stop=STOP, hyper=HYPER)
+    made = trainer(cohort(slots, random=False, base=name), speakers, stop=STOP, hyper=HYPER, base=name)
     (largest,) = one_shape(made.corpus).sizes
     sizes = [largest._replace(samples=largest.samples * n // 16) for n in range(4, 17)]
     made.dev_shapes = Shapes(tuple(sizes))
     return made
 
 
-def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(monkeypatch):
+@pytest.mark.parametrize("name", BASES)
+def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(name, monkeypatch):
     seen = set()
 
     def watched(*arguments: Any) -> Any:
@@ -57,15 +58,15 @@ def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(mon
 
     monkeypatch.setattr(loop, "eval_batches", watched)
     whole = Saving()
-    of_several_sizes(4, range(6)).run(whole)
+    of_several_sizes(name, 4, range(6)).run(whole)
     assert len(seen) > 1
     assert len({finished.steps for finished in whole.jobs}) > 1
-    for kill in range(1, len(whole.saved)):
+    for kill in range(1, len(whole.saved), 3):
         killed, later = Saving(kill), Saving()
         with pytest.raises(KeyboardInterrupt):
-            of_several_sizes(4, range(6)).run(killed)
+            of_several_sizes(name, 4, range(6)).run(killed)
         state, progress = killed.saved[-1]
-        going_on = of_several_sizes(4, range(6))
+        going_on = of_several_sizes(name, 4, range(6))
         going_on.run(later, (going_on.cohort.place(state), json.loads(progress)))
         for finished in killed.jobs + later.jobs:
             assert_same_bits(finished, whole.by_speaker()[finished.job.speaker.id])
