@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from specialize.errors import SpecializeError
 from specialize.serve.batcher import Batcher, Busy, Closed, Forgotten
 from specialize.serve.recognizer import Recognizer
+from specialize.serve.slots import Resident
 from specialize.submodel import LoRA
 from tests.serve.stores import clips, made, store_of, talking
 
@@ -26,20 +28,20 @@ class Slow:
 
     batch = 4
 
+    def padded(self, samples: int, lengths: Sequence[int] = ()) -> int:
+        return samples
+
     def __init__(self, seconds: float = 0.05):
         self.seconds, self.batches, self.go = seconds, [], threading.Event()
         self.go.set()
 
-    def padded(self, samples, lengths=()):
-        return samples
-
-    def decode(self, residents, rows, padded):
+    def decode(self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int) -> list[str]:
         self.go.wait(10)
         time.sleep(self.seconds)
-        self.batches.append([len(row) for row in rows])
-        if any(len(row) == 13 for row in rows):
+        self.batches.append([len(clip) for clip in clips])
+        if any(len(clip) == 13 for clip in clips):
             raise SpecializeError("thirteen")
-        return [str(len(row)) for row in rows]
+        return [str(len(clip)) for clip in clips]
 
 
 def test_everybody_gets_what_they_would_alone(recognizer):

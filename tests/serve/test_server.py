@@ -289,8 +289,12 @@ def test_nothing_is_served_before_all_is_compiled(service, clip):
 
 def test_nothing_compiles_in_traffic(server, service, tokens):
     """Any number of rows, any length, any speaker: all programs were there before."""
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    compiled: list[str] = []
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
     try:
         sound = [np.zeros(n, np.float32) + 0.1 for n in range(1_000, 33_000, 1_700)]
         with ThreadPoolExecutor(6) as threads:

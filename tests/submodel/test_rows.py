@@ -1,6 +1,7 @@
 """A Submodel for each row of one batch: each row comes out as alone, for every kind and every base."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specialize.base import Base
 from specialize.base.conformer import ConformerCTC
 from specialize.errors import SpecError
 from specialize.submodel import (
@@ -33,6 +35,11 @@ KINDS = {
     "full": FullWeights(("encoder/layers_0",)),
 }
 ROWS = 3
+
+
+def encode(base: Base, audio: Any, samples: Any) -> Any:
+    architecture: Any = base.architecture
+    return architecture.encode(base.params, audio, samples)
 
 
 def bank_of(spec, base, scale=0.3):
@@ -86,14 +93,14 @@ def test_what_the_encoder_gives_each_row_is_what_it_gives_it_alone(name, kind):
     @jax.jit
     def together(bank):
         with inserted_rows(spec, bank, ROWS):
-            return base.architecture.encode(base.params, audio, samples)
+            return encode(base, audio, samples)
 
     @jax.jit
     def alone(submodel, clip, length):
         with inserted(spec, submodel, base.params):
-            return base.architecture.encode(base.params, clip[None], length[None])[0]
+            return encode(base, clip[None], length[None])[0]
 
-    found, plain = together(stack(submodels)), base.architecture.encode(base.params, audio, samples)
+    found, plain = together(stack(submodels)), encode(base, audio, samples)
     assert paths
     for row, submodel in enumerate(submodels):
         # A row is as long as it was; what comes after it has no meaning.
@@ -117,10 +124,10 @@ def test_a_module_whose_results_lead_with_something_else_is_known():
             return nn.Dense(3, name="time_first")(jnp.swapaxes(x, 0, 1)), nn.Dense(3, name="rows_first")(x)
 
     class Strange(ConformerCTC):
-        def decode(self, params, audio, samples, *, max_tokens):
+        def decode(self, params: Any, audio: Any, samples: Any, *, max_tokens: int) -> Any:
             return Turned().apply({"params": params}, audio[:, :, None])
 
-    like = TALKING["conformer-ctc"]().architecture
+    like: Any = TALKING["conformer-ctc"]().architecture
     architecture = Strange(**{field.name: getattr(like, field.name) for field in dataclasses.fields(like)})
     params = Turned().init(jax.random.key(0), jnp.zeros((1, 4, 1)))["params"]
     assert _are_row_by_row(architecture, params, ["rows_first"])
@@ -133,7 +140,7 @@ def test_a_submodel_is_never_silently_without_effect():
     bank = {"encoder/layers_9/fc1": stack(bank_of(spec, base))["encoder/layers_0/fc1"]}
     audio, samples = sound(base)
     with pytest.raises(SpecError, match="layers_9"), inserted_rows(spec, bank, ROWS):
-        base.architecture.encode(base.params, audio, samples)
+        encode(base, audio, samples)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,6 @@
 """Reading a checkpoint by its bytes gives what Orbax gives, or leaves it to Orbax."""
 
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from specialize.submodel.shards import read_shards
 from tests.submodel.submodels import stored
 
 
-def tree(*shapes: tuple[int, ...], dtype=np.float32):
+def tree(*shapes: tuple[int, ...], dtype: Any = np.float32):
     rng = np.random.default_rng(0)
     return {"a/b": {f"w{i}": rng.standard_normal(shape).astype(dtype) for i, shape in enumerate(shapes)}}
 
@@ -58,7 +58,7 @@ def test_a_submodel_needs_no_orbax_to_be_read(tmp_path, monkeypatch):
 
 def test_a_replaced_submodel_is_read_anew(tmp_path):
     for value in (1.0, 2.0):
-        ocp.save(Path(tmp_path / "one"), {"a": {"x": np.full((3,), value, np.float32)}}, overwrite=True)
+        ocp.save(str(tmp_path / "one"), {"a": {"x": np.full((3,), value, np.float32)}}, overwrite=True)
         found = read_shards(epath.Path(tmp_path / "one"))
         assert found is not None
         np.testing.assert_array_equal(found["a"]["x"], np.full((3,), value))
