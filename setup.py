@@ -82,6 +82,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "bucket": ["gcsfs>=2024.10", "s3fs>=2024.10"],
         "serve": serve,
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],

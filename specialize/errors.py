@@ -29,6 +29,10 @@ class NoSubmodel(StoreError):
     """A speaker who has no Submodel in a store."""
 
 
+class Forgotten(SpecializeError):
+    """A speaker was deleted while somebody was using the Submodel."""
+
+
 class ExportError(SpecializeError):
     """A Submodel that another program's format cannot hold, or what such a format holds and no Submodel can."""
 

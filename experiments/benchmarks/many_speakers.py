@@ -119,7 +119,7 @@ def _serve(
             if speaker is None:
                 return
             began = time.perf_counter()
-            batcher.submit(recognizer.fetch(str(speaker)), clip).result()
+            batcher.submit(recognizer.fetch(str(speaker)), [clip])[0].result()
             times.append(time.perf_counter() - began)
 
     clients = [threading.Thread(target=client) for _ in range(options.clients)]

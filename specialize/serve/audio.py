@@ -67,7 +67,7 @@ class AudioDecoder:
                 f"A decoder of audio needs a worker, a rate of {RATES[0]} to {RATES[1]} Hz, and some seconds; this has "
                 f"workers={workers}, rate={rate}, max_seconds={max_seconds}, timeout={timeout}."
             )
-        self.rate, self.max_seconds, self.timeout = rate, max_seconds, timeout
+        self.rate, self.max_seconds, self.timeout, self.workers = rate, max_seconds, timeout, workers
         most = math.ceil(rate * max_seconds)
         self.memory_bytes = (256 << 20) + 12 * most if memory_bytes is None else memory_bytes
         arguments = [str(one) for one in (rate, max_seconds, self.memory_bytes, math.ceil(timeout) + 1)]

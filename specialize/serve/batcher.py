@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from specialize.errors import SpecializeError
+from specialize.errors import Forgotten, SpecializeError
 from specialize.serve.slots import Resident
 
 
@@ -26,10 +26,6 @@ class Busy(SpecializeError):
 
 class Closed(SpecializeError):
     """The server is ending, and takes nothing more."""
-
-
-class Forgotten(SpecializeError):
-    """The speaker was deleted while the request was waiting."""
 
 
 @runtime_checkable
@@ -101,28 +97,30 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
 
-    def submit(self, resident: Resident | None, clip: np.ndarray) -> "Future[str]":
-        """The text to come of one clip.
+    def submit(self, resident: Resident | None, clips: Sequence[np.ndarray]) -> "list[Future[str]]":
+        """The texts to come of the clips of one recording, which is taken as a whole or refused.
 
         Args:
             resident: from `Recognizer.fetch`.
-            clip: from `Recognizer.clip`.
+            clips: from `Recognizer.clip`.
 
         Raises:
-            Busy: it would wait longer than the budget, or too many wait already.
+            Busy: the first would wait longer than the budget, or too many wait already.
             Closed: the batcher is ending.
         """
-        spec = None if resident is None else resident.spec
-        row = _Row(resident, clip, spec, self._recognizer.padded(clip.size, self._lengths), time.monotonic())
+        spec, now = None if resident is None else resident.spec, time.monotonic()
+        padded = [self._recognizer.padded(clip.size, self._lengths) for clip in clips]
+        rows = [_Row(resident, clip, spec, length, now) for clip, length in zip(clips, padded, strict=True)]
         with self._changed:
-            if self._closing:
-                raise Closed("The server is ending. Ask another one.")
-            wait = self._wait()
-            if wait > self._budget or len(self._queue) >= self._waiting:
-                raise Busy(f"{len(self._queue)} utterances are waiting already.", max(1, math.ceil(wait)))
-            self._queue.append(row)
+            self._admit()
+            self._queue.extend(rows)
             self._changed.notify_all()
-        return row.text
+        return [row.text for row in rows]
+
+    def admit(self) -> None:
+        """Raises what `submit` would raise now, so that nothing is spent on a request that will be refused."""
+        with self._changed:
+            self._admit()
 
     @property
     def waiting(self) -> int:
@@ -139,7 +137,15 @@ class Batcher:
         with self._changed:
             left, self._queue = list(self._queue), deque()
         for row in left:
-            row.text.set_exception(Closed("The server ended before it came to this."))
+            if row.text.set_running_or_notify_cancel():
+                row.text.set_exception(Closed("The server ended before it came to this."))
+
+    def _admit(self) -> None:
+        if self._closing:
+            raise Closed("The server is ending. Ask another one.")
+        wait = self._wait()
+        if wait > self._budget or len(self._queue) >= self._waiting:
+            raise Busy(f"{len(self._queue)} utterances are waiting already.", max(1, math.ceil(wait)))
 
     def _wait(self) -> float:
         """Seconds that a row that comes now would wait, after what rows have cost so far."""
@@ -152,13 +158,15 @@ class Batcher:
                 return
             began = time.monotonic()
             waited = began - batch[0].arrived
-            self._compute(batch)
+            rows = self._compute(batch)
             seconds = time.monotonic() - began
             with self._changed:
                 self._computing = 0
-                each = seconds / len(batch)
-                self._row_seconds = each if not self._row_seconds else 0.8 * self._row_seconds + 0.2 * each
-            self._watch(Batch(len(batch), waited, seconds))
+                if rows:
+                    each = seconds / rows
+                    self._row_seconds = each if not self._row_seconds else 0.8 * self._row_seconds + 0.2 * each
+            if rows:
+                self._watch(Batch(rows, waited, seconds))
 
     def _next(self) -> list[_Row] | None:
         """Waits for a batch; None at the end."""
@@ -183,31 +191,38 @@ class Batcher:
         fitting = (row for row in self._queue if row.spec == first.spec and row.padded <= first.padded)
         return [row for row, _ in zip(fitting, range(self._recognizer.batch), strict=False)]
 
-    def _compute(self, batch: list[_Row]) -> None:
+    def _compute(self, batch: list[_Row]) -> int:
+        """Gives each row its text; returns how many there were to compute."""
         live = [row for row in batch if row.text.set_running_or_notify_cancel()]
         for row in [row for row in live if row.resident is not None and row.resident.forgotten]:
             row.text.set_exception(Forgotten("The speaker was deleted."))
             live.remove(row)
         if not live:
-            return
+            return 0
         padded = max(row.padded for row in live)
         try:
             texts = self._recognizer.decode([row.resident for row in live], [row.clip for row in live], padded)
         except Exception as error:
             if len(live) == 1:
                 live[0].text.set_exception(error)
-                return
+                return 1
             for row in live:  # so that one row's trouble is not its neighbours'
                 self._alone(row)
-            return
+            return len(live)
         for row, text in zip(live, texts, strict=True):
-            if row.resident is not None and row.resident.forgotten:
-                row.text.set_exception(Forgotten("The speaker was deleted."))
-            else:
-                row.text.set_result(text)
+            _answer(row, text)
+        return len(live)
 
     def _alone(self, row: _Row) -> None:
         try:
-            row.text.set_result(self._recognizer.decode([row.resident], [row.clip], row.padded)[0])
+            _answer(row, self._recognizer.decode([row.resident], [row.clip], row.padded)[0])
         except Exception as error:
             row.text.set_exception(error)
+
+
+def _answer(row: _Row, text: str) -> None:
+    """Gives a row its text, unless its speaker was deleted meanwhile."""
+    if row.resident is not None and row.resident.forgotten:
+        row.text.set_exception(Forgotten("The speaker was deleted."))
+    else:
+        row.text.set_result(text)

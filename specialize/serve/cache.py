@@ -87,7 +87,7 @@ class SubmodelCache:
         """The newest version of a speaker's Submodel.
 
         Raises:
-            StoreError: there is none, or it is damaged.
+            StoreError: there is none, or it is damaged, or the store cannot be asked.
             FingerprintMismatch: it belongs to another base.
         """
         for _ in range(_TRIES):
@@ -103,6 +103,11 @@ class SubmodelCache:
                 kept = self._kept.get(speaker)
                 if kept is not None and kept.version == version:
                     return self._used(kept)
+                in_use = self._find(speaker, version)
+                if in_use is not None:  # it had made room for others here, and is in a slot still
+                    self._keep(in_use)
+                    self._hits += 1
+                    return in_use
                 reading = self._reading.get((speaker, version))
                 mine = reading is None
                 if reading is None:
@@ -154,6 +159,8 @@ class SubmodelCache:
             if kept is not None:
                 self._bytes -= kept.vector.nbytes
             self._asked.pop(speaker, None)
+            for key in [key for key in self._reading if key[0] == speaker]:
+                del self._reading[key]  # what is being read now is kept by nobody
             found = [r for r in self._alive if r.speaker == speaker and not r.forgotten]
             for resident in found:
                 resident.forgotten = True
@@ -164,6 +171,11 @@ class SubmodelCache:
         with self._lock:
             speakers = {resident.speaker for resident in self._alive if not resident.forgotten and resident.version}
         return sum(self.forget(speaker) for speaker in speakers if self._store.version(speaker) is None)
+
+    def held(self, speaker: str) -> int:
+        """How many versions of a speaker's Submodel somebody holds and may use."""
+        with self._lock:
+            return sum(r.speaker == speaker and not r.forgotten for r in self._alive)
 
     def layout(self, spec: Kind) -> Layout:
         """The layout of a spec on the base. Raises SpecError if it does not fit."""
@@ -217,31 +229,40 @@ class SubmodelCache:
             if self._store.version(speaker) != version:
                 raise StoreError(f"The Submodel of '{speaker}' was replaced while it was read.")
             resident = self.resident(stored, version)
-            self._keep(resident)
+            with self._lock:
+                if self._reading.get((speaker, version)) is not reading:
+                    resident.forgotten = True
+                    raise NoSubmodel(f"There is no Submodel of '{speaker}' any more.")
+                self._keep(resident)
+                self._misses += 1
         except BaseException as error:
             reading.set_exception(error)
         else:
             reading.set_result(resident)
         finally:
             with self._lock:
-                del self._reading[speaker, version]
+                if self._reading.get((speaker, version)) is reading:
+                    del self._reading[speaker, version]
+
+    def _find(self, speaker: str, version: str) -> Resident | None:
+        """A version that something holds still."""
+        alive = (r for r in self._alive if r.speaker == speaker and r.version == version and not r.forgotten)
+        return next(alive, None)
 
     def _keep(self, resident: Resident) -> None:
-        with self._lock:
-            old = self._kept.pop(resident.speaker, None)
-            if old is not None:
-                self._bytes -= old.vector.nbytes
-            resident.pinned = resident.speaker in self._pins
-            self._kept[resident.speaker] = resident
-            self._bytes += resident.vector.nbytes
-            self._misses += 1
-            unpinned = [r for r in self._kept.values() if not r.pinned and r is not resident]
-            for old in unpinned:
-                if self._bytes <= self._limit:
-                    break
-                del self._kept[old.speaker]
-                self._bytes -= old.vector.nbytes
-                self._evictions += 1
+        old = self._kept.pop(resident.speaker, None)
+        if old is not None:
+            old.pinned = False
+            self._bytes -= old.vector.nbytes
+        resident.pinned = resident.speaker in self._pins
+        self._kept[resident.speaker] = resident
+        self._bytes += resident.vector.nbytes
+        for old in [r for r in self._kept.values() if not r.pinned and r is not resident]:
+            if self._bytes <= self._limit:
+                break
+            del self._kept[old.speaker]
+            self._bytes -= old.vector.nbytes
+            self._evictions += 1
 
     def _try(self, speaker: str) -> None:
         with contextlib.suppress(SpecializeError):

@@ -1,6 +1,7 @@
 """`specialize serve` and `specialize forget`."""
 
 import asyncio
+import html
 import json
 import logging
 import os
@@ -18,9 +19,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from specialize.errors import ConfigError, StoreError
+from specialize.errors import ConfigError, SpecializeError, StoreError
 from specialize.printable import printable
 
+_MAKING = ("space", "state", "candidates")
+"""Folders of a run that have more of a speaker than a name."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -34,7 +37,7 @@ class Serve:
     base: Path
     """Base folder."""
     submodels: str
-    """Folder of Submodels, one a speaker: `runs/people/submodels`, or a bucket's `gs://…` or `s3://…`."""
+    """Folder of Submodels, one a speaker: `runs/people/submodels`, or `gs://…` or `s3://…` (extra `bucket`)."""
     host: str = "127.0.0.1"
     """Address to listen at. Anything but loopback needs keys."""
     port: int = 8000
@@ -99,7 +102,7 @@ class Forget:
     """Folder of Submodels."""
     server: str | None = None
     """Address of a running server, `http://127.0.0.1:8000`, which then deletes it from its folder, its memory and its
-    slots. The key is read from the variable SPECIALIZE_KEY."""
+    slots, and looks whether anything is left. A key that was made with --manage is read from SPECIALIZE_KEY."""
 
 
 def serve(words: list[str]) -> None:
@@ -152,12 +155,20 @@ def _application(options: Serve) -> Any:
     alone = None
     if options.context != "best":
         alone = base = base.with_context(options.context)
-    store = SubmodelStore(options.submodels)
-    if not store.folder.exists():
-        raise ConfigError(f"There is no folder '{store.folder}'. Name one of Submodels, `runs/NAME/submodels`.")
+    try:
+        store = SubmodelStore(options.submodels)
+        if not store.folder.is_dir():
+            raise ConfigError(f"There is no folder '{store.folder}'. Name one of Submodels, `runs/NAME/submodels`.")
+    except ImportError as error:  # of what reads a bucket
+        raise ConfigError(f"'{options.submodels}' needs more packages: {error}") from error
     if options.base_name in store:
         raise ConfigError(
             f"A speaker is called '{options.base_name}', which stands for the base. Choose another --base-name."
+        )
+    if len(options.pin) > options.slots - max(options.rows):
+        raise ConfigError(
+            f"{len(options.pin)} speakers are pinned in {options.slots} slots, of which a batch needs "
+            f"{max(options.rows)}. Pin fewer, or use more --slots."
         )
     far = "://" in str(store.folder)
     recognizer = Recognizer(
@@ -187,20 +198,27 @@ def _application(options: Serve) -> Any:
     ready, ending = threading.Event(), threading.Event()
 
     def prepare() -> None:
-        specs = store.specs()
-        _tell(f"{sum(specs.values()):,} Submodels of {len(specs)} specs in '{store.folder}'; compiling …")
         try:
+            specs = store.specs(base.fingerprint)
+            _tell(f"{sum(specs.values()):,} Submodels of {len(specs)} specs in '{store.folder}'; compiling …")
             service.warm(list(specs), lambda at: _tell(f"compiling {at}"))
-            for speaker in options.pin:
-                recognizer.cache.pin(speaker)
-        except Exception as error:
-            _tell(f"not ready: {error}")
+        except BaseException as error:
+            _tell(f"it cannot start: {error}")
+            os.kill(os.getpid(), signal.SIGTERM)
             raise
+        for speaker in options.pin:
+            try:
+                recognizer.cache.pin(speaker)
+            except SpecializeError as error:
+                _tell(f"not pinned: {error}")
         ready.set()
         where = f"http{'s' if options.tls_cert else ''}://{options.host}:{options.port}"
         _tell(f"ready: {where}/ (the page), {where}/v1/audio/transcriptions")
-        while not ending.wait(5.0):
-            recognizer.cache.sweep()
+        while not ending.wait(300.0 if far else 5.0):
+            try:
+                recognizer.cache.sweep()
+            except (SpecializeError, OSError) as error:
+                _tell(f"the store cannot be looked at: {error}")
 
     @asynccontextmanager
     async def lifespan(_: Any):
@@ -208,7 +226,7 @@ def _application(options: Serve) -> Any:
         async with decoder:
             yield
             ending.set()
-            await asyncio.to_thread(service.close, options.drain)
+            await asyncio.to_thread(service.close, 5.0)  # requests under way have had their time
 
     hosts = tuple(dict.fromkeys((*options.hosts, options.host, *_LOOPBACK, "[::1]")))
     app = create_app(
@@ -250,16 +268,23 @@ def _forget_in(folder: str, speaker: str) -> bool:
     print(printable(f"'{store.folder}': {'deleted' if there else 'nothing there'}; {len(left)} files or folders left"))
     if left:
         raise StoreError(f"'{left[0]}' is still there.")
-    for path in _naming(Path(str(store.folder)).parent, speaker):
+    for path in _naming(store.folder.parent, speaker):
         print(printable(f"'{path}' names the speaker still; it is not a Submodel, and was left alone"))
+    for path in [store.folder.parent / name for name in _MAKING]:
+        if path.exists():
+            print(
+                printable(f"'{path}' may have what makes the Submodel again; delete it, or train without the speaker")
+            )
     return there
 
 
-def _naming(run: Path, speaker: str) -> list[Path]:
-    """Files of a run that name a speaker: logs and results, which are not deleted here."""
-    quoted = json.dumps(speaker).encode()
-    files = [path for path in run.glob("*.json*") if path.is_file()] if (run / "config.json").is_file() else []
-    return [path for path in sorted(files) if quoted in path.read_bytes()]
+def _naming(run: Any, speaker: str) -> list[Any]:
+    """Files of a run that name a speaker: logs, results and reports, which are not deleted here."""
+    if not (run / "config.json").exists():
+        return []
+    ways = {json.dumps(speaker), json.dumps(speaker, ensure_ascii=False), html.escape(speaker)}
+    files = [path for path in run.iterdir() if path.suffix in (".json", ".jsonl", ".html")]
+    return [path for path in sorted(files) if any(way.encode() in path.read_bytes() for way in ways)]
 
 
 def _forget_at(server: str, speaker: str) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from specialize.base import Base
 from specialize.corpus.audio import read_audio
-from specialize.errors import ConfigError, CorpusError, FingerprintMismatch, NoSubmodel, StoreError
+from specialize.errors import ConfigError, CorpusError, FingerprintMismatch, NoSubmodel, SpecError, StoreError
 from specialize.serve.cache import Store, SubmodelCache
 from specialize.serve.slots import Resident, Slots
 from specialize.submodel import Kind, StoredSubmodel, SubmodelStore, load_submodel
@@ -151,15 +151,11 @@ class Recognizer:
         """
         try:
             resident = self.cache.fetch(speaker)
-        except (StoreError, FingerprintMismatch):
+        except (StoreError, FingerprintMismatch, SpecError):
             if self.missing == "base":
                 return None
             raise
         return resident if resident.helps or not self.gate else None
-
-    def group(self, resident: Resident | None, samples: int, lengths: Sequence[int] = ()) -> Hashable:
-        """What utterances have in common that `decode` takes together."""
-        return None if resident is None else resident.spec, self.padded(samples, lengths)
 
     def padded(self, samples: int, lengths: Sequence[int] = ()) -> int:
         """The length that so many samples are computed with."""
@@ -174,7 +170,13 @@ class Recognizer:
             residents: of one spec, or None for all; at most `batch`.
             clips: as many, from `clip`.
             padded: from `padded`, of the longest.
+
+        Raises:
+            ValueError: not all are of one spec.
+            Forgotten: the speaker of one was deleted.
         """
+        if len({None if resident is None else resident.spec for resident in residents}) != 1:
+            raise ValueError("Rows of one compiled call are all of one spec, or all without a Submodel.")
         rows = min(n for n in self.rows if n >= len(clips))
         audio = np.zeros((rows, padded), np.float32)
         samples = np.zeros((rows,), np.int32)
@@ -189,12 +191,16 @@ class Recognizer:
             ids = program(self._params, slots.rows(with_submodels, rows), audio, samples)
         return [self.base.tokenizer.decode(row.tolist()) for row in np.asarray(ids)[: len(clips)]]
 
-    def warm(self, specs: Sequence[Kind], lengths: Sequence[int]) -> Iterator[str]:
+    def warm(self, specs: Sequence[Kind], lengths: Sequence[int], *, alone: bool = True) -> Iterator[str]:
         """Compiles what batches of these specs, and of the base alone, need at these lengths; tells what it is at.
 
         Args:
             specs: of the Submodels to come.
             lengths: samples that `decode` will be called with.
+            alone: whether the base alone is to come too.
+
+        Raises:
+            SpecError: a spec does not fit the base.
         """
         for spec in specs:
             self._program(spec)[0].warm(self.rows)
@@ -202,7 +208,8 @@ class Recognizer:
             for rows in self.rows:
                 audio, samples = np.zeros((rows, padded), np.float32), np.full((rows,), 1, np.int32)
                 yield f"{rows} x {padded / self.base.architecture.sample_rate:g} s"
-                self._plain(self._params, audio, samples).block_until_ready()
+                if alone:
+                    self._plain(self._params, audio, samples).block_until_ready()
                 for spec in specs:
                     slots, program = self._program(spec)
                     vectors = np.zeros((rows, slots.size), np.float32)

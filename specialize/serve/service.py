@@ -1,17 +1,18 @@
 """From uploaded bytes to text, for many at a time: what the HTTP server serves, without HTTP."""
 
 import asyncio
+import math
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from specialize.base import Base
-from specialize.errors import SpecializeError
+from specialize.errors import SpecError, SpecializeError, StoreError
 from specialize.serve.audio import AudioDecoder, cut_at_pauses
-from specialize.serve.batcher import Batch, Batcher
+from specialize.serve.batcher import Batch, Batcher, Busy
 from specialize.serve.recognizer import Recognizer
 from specialize.serve.slots import Resident
 from specialize.submodel import Kind, SubmodelStore
@@ -86,9 +87,14 @@ class Service:
         self.lengths = tuple(sorted({n for n in wanted if n < longest} | {longest}))
         """Samples."""
         self.batcher = Batcher(recognizer, self.lengths, linger=linger, budget=budget, waiting=waiting, watch=watch)
+        self._budget = budget
+        self._decoding = asyncio.Semaphore(decoder.workers)
         self._readers = ThreadPoolExecutor(8, "requests")
         self._warm: set[Kind | None] = set()  # None is the base alone
-        self._warming = threading.Lock()
+        self._unfit: dict[Kind | None, SpecError] = {}
+        self._preparing: dict[Kind, Future[None]] = {}
+        self._preparer = ThreadPoolExecutor(1, "preparing")
+        self._warming, self._asking = threading.Lock(), threading.Lock()
 
     @property
     def base(self) -> Base:
@@ -96,35 +102,72 @@ class Service:
         return self.recognizer.base
 
     def warm(self, specs: Sequence[Kind], tell: Callable[[str], None] = lambda at: None) -> None:
-        """Compiles all that requests with Submodels of these specs, and with the base alone, will need."""
-        with self._warming:
-            new: list[Kind] = [spec for spec in specs if spec not in self._warm]
-            for at in self.recognizer.warm(new, self.lengths):
-                tell(at)
-            self._warm.update(new, [None])
+        """Compiles all that requests with Submodels of these specs, and with the base alone, will need.
 
-    async def hear(self, data: bytes, speaker: str | None) -> Heard:
+        A spec that does not fit the base is told, and refused to whoever asks for it.
+        """
+        with self._warming:
+            alone = None not in self._warm
+            for spec in [None, *specs] if alone else specs:
+                if spec in self._warm:
+                    continue
+                try:
+                    for at in self.recognizer.warm([] if spec is None else [spec], self.lengths, alone=spec is None):
+                        tell(f"{at}, {'the base alone' if spec is None else spec}")
+                except SpecError as error:
+                    self._unfit[spec] = error
+                    tell(f"left out: {error}")
+                else:
+                    self._warm.add(spec)
+
+    def check_warm(self, resident: Resident | None) -> None:
+        """Has what a request needs compiled, once, where it is not yet.
+
+        Raises:
+            Preparing: it is being compiled.
+            SpecError: it cannot be.
+        """
+        if None not in self._warm:
+            raise Preparing("The server is starting.")
+        if resident is None or resident.spec in self._warm:
+            return
+        with self._asking:
+            if resident.spec in self._unfit:
+                raise self._unfit[resident.spec]
+            if resident.spec not in self._preparing:
+                self._preparing[resident.spec] = self._preparer.submit(self.warm, [resident.spec])
+            elif self._preparing[resident.spec].done() and resident.spec not in self._warm:
+                self._preparing.pop(resident.spec).result()  # it was not the spec's fault: the next request tries again
+        raise Preparing("Submodels of this kind are being prepared.")
+
+    async def hear(self, read: Callable[[], Awaitable[bytes]], speaker: str | None) -> Heard:
         """Decodes a recording and fetches the Submodel that is to transcribe it.
 
         Args:
-            data: of an audio file.
+            read: gives the audio file; called when a process is free to decode it, so that few are in memory.
             speaker: whose Submodel; None is the base.
 
         Raises:
             AudioRefused: it is no audio, or too long.
-            StoreError, FingerprintMismatch: of the Submodel.
+            StoreError, FingerprintMismatch, SpecError: of the Submodel.
             Preparing: what it needs is being compiled.
+            Busy, Closed: as `Batcher.admit`; or no process has been free to decode for as long as the budget is.
         """
+        self.batcher.admit()
+        self.check_warm(None)
         resident = None
-        if None not in self._warm:
-            raise Preparing("The server is starting.")
         if speaker is not None:
             loop = asyncio.get_running_loop()
             resident = await loop.run_in_executor(self._readers, self.recognizer.fetch, speaker)
-            if resident is not None and resident.spec not in self._warm:
-                self._readers.submit(self.warm, [resident.spec])
-                raise Preparing("Submodels of this kind are being prepared.")
-        audio = await self.decoder.decode(data)
+            self.check_warm(resident)
+        try:
+            await asyncio.wait_for(self._decoding.acquire(), self._budget)
+        except TimeoutError:
+            raise Busy("Many recordings are waiting already.", math.ceil(self._budget)) from None
+        try:
+            audio = await self.decoder.decode(await read())
+        finally:
+            self._decoding.release()
         rate = self.base.architecture.sample_rate
         longest = self.base.architecture.max_samples / rate
         return Heard(audio, tuple(cut_at_pauses(audio, rate, longest)), resident, rate)
@@ -138,10 +181,8 @@ class Service:
             Forgotten: the speaker was deleted meanwhile.
         """
         clips = [self.recognizer.clip(heard.audio[start:end]) for start, end in heard.pieces]
-        texts = []
+        texts = [asyncio.wrap_future(text) for text in self.batcher.submit(heard.resident, clips)]
         try:
-            for clip in clips:
-                texts.append(asyncio.wrap_future(self.batcher.submit(heard.resident, clip)))
             for (start, end), text in zip(heard.pieces, texts, strict=True):
                 yield Segment(start / heard.rate, end / heard.rate, (await text).strip())
         finally:
@@ -159,11 +200,21 @@ class Service:
         """
 
         def everywhere() -> int | None:
-            there = self.store.remove(speaker)
-            dropped = self.recognizer.forget(speaker)
+            try:
+                there = self.store.remove(speaker)
+            finally:
+                dropped = self.recognizer.forget(speaker)
+            left = self.store.remnants(speaker)
+            if left or self.recognizer.cache.held(speaker):
+                raise StoreError(f"'{speaker}' is not gone: {left}.")
             return dropped if there or dropped else None
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, everywhere)
+
+    async def has(self, speaker: str) -> bool:
+        """Whether a speaker has a Submodel. Raises StoreError if it cannot be told."""
+        version = await asyncio.get_running_loop().run_in_executor(self._readers, self.store.version, speaker)
+        return version is not None
 
     async def speakers(self) -> list[str]:
         """All that have a Submodel."""
@@ -172,5 +223,6 @@ class Service:
     def close(self, seconds: float = 30.0) -> None:
         """Serves what waits, and ends."""
         self.batcher.close(seconds)
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._preparer.shutdown(wait=False, cancel_futures=True)
         self.recognizer.cache.close()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from specialize.errors import SpecializeError
+from specialize.errors import Forgotten, SpecializeError
 from specialize.submodel import Kind
 
 
@@ -62,6 +62,7 @@ class Slots:
             count: rows to give; the last ones repeat the first.
 
         Raises:
+            Forgotten: the speaker of one was deleted.
             SpecializeError: all slots are pinned.
         """
         with self._lock:
@@ -93,6 +94,8 @@ class Slots:
             return list(self._held)
 
     def _place(self, resident: Resident, needed: set[Resident]) -> int:
+        if resident.forgotten:
+            raise Forgotten("The speaker was deleted.")
         if resident in self._held:
             self._held.move_to_end(resident)
             return self._held[resident]

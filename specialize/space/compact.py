@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from specialize.errors import SpecError, StoreError
+from specialize.errors import NoSubmodel, SpecError, StoreError
 from specialize.space.generators import Linear, Shared
 from specialize.space.space import Space, generated, told_of
 from specialize.submodel import StoredSubmodel, Submodel
@@ -100,6 +100,11 @@ class CompactStore:
         for place in range(len(self)):
             yield _decoded(self._id(place))
 
+    def version(self, speaker: str) -> str | None:
+        """What a recogniser tells versions apart by; None for a speaker who is not here. The file does not change."""
+        place = self._find(speaker)
+        return None if place is None else str(int(self._read("checks", place, place + 1)[0]))
+
     def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
         """The Submodel of a speaker.
 
@@ -114,7 +119,7 @@ class CompactStore:
         check_base(f"Submodel of '{speaker}' in '{self.path}'", self.base, base)
         place = self._find(speaker)
         if place is None:
-            raise StoreError(f"'{self.path}' has no speaker '{speaker}'. It has {len(self)}.")
+            raise NoSubmodel(f"'{self.path}' has no speaker '{speaker}'. It has {len(self)}.")
         row = self._read("coefficients", place, place + 1)
         losses = self._read("losses", place, place + 1)
         beats = self._read("beats_base", place, place + 1)

@@ -77,14 +77,19 @@ def checkpoint_version(path: epath.Path) -> str | None:
 
     Args:
         path: its folder; from `absolute`.
+
+    Raises:
+        StoreError: it cannot be told whether there is one.
     """
     file = path / _METADATA
     try:
         if "://" in str(path):
             return hashlib.sha256(file.read_bytes()).hexdigest()  # it has the time of its writing
         found = os.stat(file)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StoreError(f"'{file}' cannot be looked at: {error}") from error
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 

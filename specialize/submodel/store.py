@@ -181,6 +181,9 @@ class SubmodelStore:
         """What differs after each time that the Submodel of `speaker` is written; None where there is none.
 
         One that is being replaced is waited for.
+
+        Raises:
+            StoreError: it cannot be told.
         """
         path = self.path(speaker)
         for _ in range(_SWAP_TRIES):
@@ -207,10 +210,14 @@ class SubmodelStore:
         named = remnants(self.path(speaker))
         return named + [path for path in folders if path not in named and self._owner(path) == speaker]
 
-    def specs(self) -> Counter[Kind]:
-        """How many Submodels there are of each spec; what cannot be read is left out."""
+    def specs(self, base: str) -> Counter[Kind]:
+        """How many Submodels of a base there are of each spec; what cannot be read is left out.
+
+        Args:
+            base: its fingerprint.
+        """
         with ThreadPoolExecutor(8) as readers:
-            found = readers.map(self._spec, list(self.listed()))
+            found = readers.map(lambda speaker: self._spec(speaker, base), list(self.listed()))
             return Counter(spec for spec in found if spec is not None)
 
     def __contains__(self, speaker: str) -> bool:
@@ -245,9 +252,10 @@ class SubmodelStore:
             if speaker and path.name == speaker_folder(speaker):
                 yield speaker
 
-    def _spec(self, speaker: str) -> Kind | None:
+    def _spec(self, speaker: str, base: str) -> Kind | None:
         try:
-            return spec_from_json(submodel_metadata(self.path(speaker))["spec"])
+            metadata = submodel_metadata(self.path(speaker))
+            return spec_from_json(metadata["spec"]) if metadata["base"] == base else None
         except (StoreError, SpecError):
             return None
 

@@ -1,5 +1,6 @@
 """A server of tiny Submodels in this process, at a free port of loopback."""
 
+import asyncio
 import contextlib
 import copy
 import io
@@ -26,7 +27,7 @@ def wav(clip: np.ndarray, rate: int = 16_000) -> bytes:
 def listening(service, **how) -> Iterator[str]:
     """The address of a server that runs while the context does, with processes of its own that decode audio."""
     service = copy.copy(service)
-    service.decoder = AudioDecoder(workers=1, max_seconds=8.0)
+    service.decoder, service._decoding = AudioDecoder(workers=1, max_seconds=8.0), asyncio.Semaphore(1)
     app = create_app(service, **how)
 
     @contextlib.asynccontextmanager

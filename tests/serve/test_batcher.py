@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from specialize.errors import SpecializeError
-from specialize.serve.batcher import Batcher, Busy, Closed, Forgotten
+from specialize.errors import Forgotten, SpecializeError
+from specialize.serve.batcher import Batcher, Busy, Closed
 from specialize.serve.recognizer import Recognizer
 from specialize.serve.slots import Resident
 from specialize.submodel import LoRA
@@ -49,7 +49,7 @@ def test_everybody_gets_what_they_would_alone(recognizer):
     residents = [None if one is None else recognizer.fetch(one) for one in people]
     sound, seen = clips(len(people)), []
     batcher = Batcher(recognizer, [16_000], linger=0.2, watch=seen.append)
-    texts = [batcher.submit(resident, clip) for resident, clip in zip(residents, sound, strict=True)]
+    texts = [batcher.submit(resident, [clip])[0] for resident, clip in zip(residents, sound, strict=True)]
     found = [text.result(120) for text in texts]
     batcher.close()
     alone = [recognizer.transcribe_batch([c], [r])[0] for c, r in zip(sound, residents, strict=True)]
@@ -63,10 +63,10 @@ def test_whoever_comes_meanwhile_is_in_the_next_batch():
     slow = Slow()
     slow.go.clear()
     batcher = Batcher(slow, [], linger=0.0)
-    first = batcher.submit(None, np.zeros(9, np.float32))
+    first = batcher.submit(None, [np.zeros(9, np.float32)])[0]
     while batcher.waiting:
         time.sleep(0.001)
-    later = [batcher.submit(None, np.zeros(n, np.float32)) for n in (5, 4, 7, 3, 2)]
+    later = [batcher.submit(None, [np.zeros(n, np.float32)])[0] for n in (5, 4, 7, 3, 2)]
     slow.go.set()
     assert [text.result(10) for text in (first, *later)] == ["9", "5", "4", "7", "3", "2"]
     batcher.close()
@@ -77,7 +77,7 @@ def test_a_row_in_trouble_has_it_alone():
     slow = Slow()
     slow.go.clear()
     batcher = Batcher(slow, [], linger=0.0)
-    texts = [batcher.submit(None, np.zeros(n, np.float32)) for n in (20, 13, 12, 11)]
+    texts = [batcher.submit(None, [np.zeros(n, np.float32)])[0] for n in (20, 13, 12, 11)]
     slow.go.set()
     with pytest.raises(SpecializeError, match="thirteen"):
         texts[1].result(10)
@@ -88,15 +88,15 @@ def test_a_row_in_trouble_has_it_alone():
 def test_too_much_is_refused_and_says_when_to_come_again():
     slow = Slow(0.2)
     batcher = Batcher(slow, [], linger=0.0, budget=0.3, waiting=100)
-    batcher.submit(None, np.zeros(5, np.float32)).result(10)  # what a row costs is known now
+    batcher.submit(None, [np.zeros(5, np.float32)])[0].result(10)  # what a row costs is known now
     taken = []
     with pytest.raises(Busy) as refused:
-        taken.extend(batcher.submit(None, np.zeros(5, np.float32)) for _ in range(100))
+        taken.extend(batcher.submit(None, [np.zeros(5, np.float32)])[0] for _ in range(100))
     assert 0 < len(taken) < 100
     assert refused.value.retry_after >= 1
     for text in taken:
         assert text.result(10) == "5"
-    batcher.submit(None, np.zeros(5, np.float32)).result(10)
+    batcher.submit(None, [np.zeros(5, np.float32)])[0].result(10)
     batcher.close()
 
 
@@ -105,7 +105,7 @@ def test_no_more_wait_than_may():
     slow.go.clear()
     batcher = Batcher(slow, [], waiting=3, linger=0.0)
     with pytest.raises(Busy):
-        list(batcher.submit(None, np.zeros(5, np.float32)) for _ in range(9))  # noqa: C400
+        list(batcher.submit(None, [np.zeros(5, np.float32)])[0] for _ in range(9))  # noqa: C400
     slow.go.set()
     batcher.close()
 
@@ -113,23 +113,23 @@ def test_no_more_wait_than_may():
 def test_the_end_serves_what_waits_and_takes_nothing_more():
     slow = Slow()
     batcher = Batcher(slow, [])
-    texts = [batcher.submit(None, np.zeros(5, np.float32)) for _ in range(9)]
+    texts = [batcher.submit(None, [np.zeros(5, np.float32)])[0] for _ in range(9)]
     batcher.close()
     assert [text.result(0) for text in texts] == ["5"] * 9
     with pytest.raises(Closed):
-        batcher.submit(None, np.zeros(5, np.float32))
+        batcher.submit(None, [np.zeros(5, np.float32)])[0]
 
 
 def test_who_is_cancelled_costs_nothing_and_who_is_forgotten_gets_nothing(recognizer):
     slow = Slow()
     slow.go.clear()
     batcher = Batcher(slow, [], linger=0.0)
-    first = batcher.submit(None, np.zeros(5, np.float32))
+    first = batcher.submit(None, [np.zeros(5, np.float32)])[0]
     while batcher.waiting:
         time.sleep(0.001)
     gone = recognizer.cache.resident(made(recognizer.base, "gone", 7))
-    forgotten = batcher.submit(gone, np.zeros(5, np.float32))
-    cancelled = batcher.submit(None, np.zeros(6, np.float32))
+    forgotten = batcher.submit(gone, [np.zeros(5, np.float32)])[0]
+    cancelled = batcher.submit(None, [np.zeros(6, np.float32)])[0]
     recognizer.forget("gone")
     cancelled.cancel()
     slow.go.set()
@@ -138,3 +138,14 @@ def test_who_is_cancelled_costs_nothing_and_who_is_forgotten_gets_nothing(recogn
     first.result(10)
     batcher.close()
     assert slow.batches == [[5]]
+
+
+def test_a_recording_of_many_pieces_is_taken_as_a_whole_by_whoever_is_idle():
+    slow = Slow(0.1)
+    batcher = Batcher(slow, [], linger=0.0, budget=0.15)
+    batcher.submit(None, [np.zeros(5, np.float32)])[0].result(10)  # what a row costs is known now
+    pieces = batcher.submit(None, [np.zeros(5, np.float32)] * 40)
+    with pytest.raises(Busy):
+        batcher.submit(None, [np.zeros(5, np.float32)])
+    assert [text.result(10) for text in pieces] == ["5"] * 40
+    batcher.close()

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from specialize.errors import FingerprintMismatch, NoSubmodel, SpecError, SpecializeError, StoreError
-from specialize.serve.cache import SubmodelCache
+from specialize.errors import FingerprintMismatch, Forgotten, NoSubmodel, SpecError, SpecializeError, StoreError
+from specialize.serve.cache import Store, SubmodelCache
 from specialize.serve.slots import Resident, Slots
+from specialize.space.compact import CompactStore, write_compact
 from specialize.submodel import LoRA, ResidualAdapter, StoredSubmodel, SubmodelStore
 from tests.serve.stores import SPEC, made, store_of, talking
+from tests.space.spaces import small_space
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_while_versions_change_every_fetch_is_one_of_them_whole(base, store):
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for swap in range(25):
+    for swap in range(12):
         store.save(constant(float(swap % 2)), overwrite=True)
     done.set()
     for reader in readers:
@@ -150,6 +152,76 @@ def test_what_is_forgotten_is_nowhere(base, store):
     with pytest.raises(NoSubmodel):
         cache.fetch("s0")
     assert cache.fetch("s1").forgotten is False
+
+
+def test_published_again_and_again_a_pinned_speaker_takes_one_slot(base, store):
+    slots = Slots(2, SubmodelCache(store, base).layout(SPEC).size)
+    cache = SubmodelCache(store, base, dropped=slots.drop)
+    cache.pin("s0")
+    for seed in range(4):
+        store.save(made(base, "s0", 50 + seed), overwrite=True)
+        slots.rows([cache.fetch("s0")], 1)
+    slots.rows([cache.fetch("s1")], 1)
+    assert {one.speaker for one in slots.held()} == {"s0", "s1"}
+
+
+def test_what_is_in_a_slot_is_not_read_again(base, store):
+    watched = Watched(store)
+    slots = Slots(4, SubmodelCache(store, base).layout(SPEC).size)
+    cache = SubmodelCache(watched, base, bytes=1)
+    slots.rows([cache.fetch("s0")], 1)
+    cache.fetch("s1")
+    slots.rows([cache.fetch("s0")], 1)
+    assert watched.loads == ["s0", "s1"]
+    assert slots.writes == 1
+
+
+def test_what_is_forgotten_while_it_is_read_is_kept_by_nobody(base, store):
+    watched = Watched(store, 0.3)
+    cache = SubmodelCache(watched, base)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(cache.fetch, "s0")
+        while not watched.loads:
+            time.sleep(0.01)
+        cache.forget("s0")
+        with pytest.raises(NoSubmodel):
+            reading.result()
+    assert cache.held("s0") == 0
+    assert cache.counts().resident == 0
+
+
+def test_what_is_forgotten_gets_no_slot(base, store):
+    cache = SubmodelCache(store, base)
+    slots = Slots(2, cache.layout(SPEC).size)
+    old = cache.fetch("s0")
+    cache.forget("s0")
+    with pytest.raises(Forgotten):
+        slots.rows([old], 1)
+    assert not slots.held()
+
+
+def test_a_store_that_cannot_be_asked_forgets_nobody(base, store, monkeypatch):
+    cache = SubmodelCache(store, base)
+    kept = cache.fetch("s0")
+
+    def fails(path):
+        raise PermissionError(13, "no", str(path))
+
+    monkeypatch.setattr("specialize.submodel.checkpoint.os.stat", fails)
+    for ask in (cache.sweep, lambda: cache.fetch("s0")):
+        with pytest.raises(StoreError, match="cannot be looked at"):
+            ask()
+    assert not kept.forgotten
+
+
+def test_a_compact_file_is_a_store_too(tmp_path):
+    """As many as there are in one file; the version is that of what the file says."""
+    write_compact(small_space(), tmp_path / "people.safetensors")
+    compact = CompactStore(tmp_path / "people.safetensors")
+    speaker = next(iter(compact.speakers()))
+    assert compact.version(speaker) is not None
+    assert compact.version("nobody") is None
+    assert isinstance(compact, Store)
 
 
 def test_who_is_deleted_from_the_store_is_swept(base, store):

@@ -198,7 +198,7 @@ async function send(event) {
     const differing = right.filter(([, differs]) => differs).length + left.filter(([, differs]) => differs).length;
     $("own-title").textContent = `For ${speaker}`;
     $("summary").textContent = own.transcribed_by === "base" && speaker !== base
-      ? "The Submodel of this speaker was no better than the base on recordings held back, so the base was used."
+      ? "The base was used for this speaker too: the Submodel is no better on recordings held back, or cannot be used."
       : differing ? `${differing} words differ; they are marked.` : "Both are the same.";
     $("result").hidden = false;
     tell("Done.");
