@@ -131,7 +131,7 @@ def _load(options: Benchmark, store: Any, versions: list[Any], pid: int) -> dict
     with ThreadPoolExecutor(options.clients + 3) as threads:
         asking = [threads.submit(client, i) for i in range(options.clients)]
         publishing = threads.submit(_publish, options, store, versions, end)
-        wrong = threads.submit(_rubbish, options, address, data, rubbish, end)
+        wrong = threads.submit(_rubbish, options, address, data, rubbish, failures, end)
         while time.monotonic() < end:
             time.sleep(min(30.0, max(0.0, end - time.monotonic())))
             memory.append(_resident(pid))
@@ -164,7 +164,14 @@ def _publish(options: Benchmark, store: Any, versions: list[Any], end: float) ->
     return options.swaps
 
 
-def _rubbish(options: Benchmark, address: str, data: bytes, statuses: collections.Counter, end: float) -> None:
+def _rubbish(
+    options: Benchmark,
+    address: str,
+    data: bytes,
+    statuses: collections.Counter,
+    failures: collections.Counter,
+    end: float,
+) -> None:
     draw = random.Random(0)
     with httpx.Client(timeout=60) as browser:
         for _ in range(options.rubbish):
@@ -173,10 +180,23 @@ def _rubbish(options: Benchmark, address: str, data: bytes, statuses: collection
             bad = bytearray(data)
             for _ in range(draw.randint(1, 40)):
                 bad[draw.randrange(min(len(bad), 400))] = draw.randrange(256)
-            if draw.random() < 0.3:
+            kind = draw.randrange(4)
+            if kind == 0:  # no audio
                 bad = bytearray(draw.randbytes(draw.randrange(3_000)))
-            name = draw.choice(["0", "../0", "\x00", "nobody", "é" * 500])
-            statuses[_ask(address, bytes(bad), name, browser).status_code] += 1
+            if kind == 1:  # no form
+                body = bytearray(
+                    httpx.Request("POST", address, files={"file": ("a", data)}, data={"model": "0"}).read()
+                )
+                for _ in range(draw.randint(1, 9)):
+                    body[draw.randrange(200)] = draw.randrange(256)
+                form = {"Content-Type": f"multipart/form-data; boundary={draw.choice(['x', '', '-' * 70])}"}
+                answer = browser.post(f"{address}/v1/audio/transcriptions", content=bytes(body), headers=form)
+            else:
+                name = draw.choice(["0", "0", "0", "../0", "\x00", "nobody", "é" * 500])
+                answer = _ask(address, bytes(bad), name, browser)
+            statuses[answer.status_code] += 1
+            if (answer.status_code >= 500 and answer.status_code != 503) or "Traceback" in answer.text:
+                failures[f"{answer.status_code} to rubbish"] += 1
 
 
 def _ask(address: str, data: bytes, model: str, browser: Any = httpx) -> httpx.Response:
