@@ -4,8 +4,8 @@
 
 A load is what a request waits for: asking for the version, reading the files, checking them, and writing the slot,
 until the rows of a batch have been gathered from it. No Submodel is loaded twice, all slots are taken, and each write
-displaces another. Each has files of its own, which the system has been told to forget just before, so that they come from
-the disk; and in turns, others that the system has in its memory, as it has those that were written or read not long ago.
+displaces another. Each has files of its own. In turns, the system has been told to forget them just before, so that
+they come from the disk, and has them in its memory, as it has what was written or read not long ago.
 """
 
 import json
