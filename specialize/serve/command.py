@@ -41,6 +41,7 @@ class Serve:
     host: str = "127.0.0.1"
     """Address to listen at. Anything but loopback needs keys."""
     port: int = 8000
+    """Port to listen at."""
     keys: Path | None = None
     """Key file that `specialize keys` made. Without one, whoever reaches the server may use and delete everything."""
     hosts: tuple[str, ...] = ()
