@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -94,7 +95,6 @@ def create_app(
         app.get(path)(_static(name, kind))
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _of_starlette)
-    app.add_exception_handler(Exception, _broken)
     app.add_middleware(Guard, limit=limits.upload_bytes, hosts=tuple(hosts), metrics=metrics)  # pyright: ignore[reportArgumentType]
     return app
 
@@ -268,7 +268,7 @@ class _Http:
         logging.getLogger("specialize.requests").warning(json.dumps(note, ensure_ascii=False))
 
     def _verbose(self, heard: Heard, said: Sequence[Segment]) -> dict[str, Any]:
-        segments = [{"id": i, "start": s.start, "end": s.end, "text": s.text} for i, s in enumerate(said)]
+        segments = [_segment(i, segment) for i, segment in enumerate(said)]
         return {
             "task": "transcribe",
             "language": self._service.base.language,
@@ -276,6 +276,20 @@ class _Http:
             "segments": segments,
             "transcribed_by": "base" if heard.resident is None else "submodel",
         }
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    """A segment of OpenAI's, as far as there is something to say: greedy decoding keeps no probabilities."""
+    text = segment.text.encode()
+    return {
+        "id": number,
+        "seek": round(100 * segment.start),
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "temperature": 0.0,
+        "compression_ratio": len(text) / len(zlib.compress(text)),
+    }
 
 
 def _not_there() -> Refused:
@@ -304,11 +318,6 @@ def _of_starlette(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, HTTPException)
     return refusal(Refused(error.status_code, str(error.detail)))
-
-
-def _broken(request: Request, error: Exception) -> Response:
-    del request, error
-    return refusal(Refused(500, "The server has failed at this request; its log says how."))
 
 
 def _static(name: str, kind: str) -> Callable[[], Any]:

@@ -43,12 +43,12 @@ class Guard:
         began = time.perf_counter()
         note: dict[str, Any] = {"id": uuid.uuid4().hex[:12]}
         scope["specialize"] = note
-        status = 500
+        status, started = 500, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 extra = {**_HEADERS, "X-Request-Id": note["id"]}
                 message["headers"] = [
                     *message["headers"],
@@ -63,6 +63,12 @@ class Guard:
                 await refusal(refused)(scope, receive, sending)
             else:
                 await self._app(scope, self._counting(receive), sending)
+        except Exception:
+            self._log.exception(json.dumps({"id": note["id"], "error": "unexpected"}))
+            if started:
+                raise
+            broken = Refused(500, "The server has failed at this request; its log says how.")
+            await refusal(broken)(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - began
             self._metrics.under_way.dec()

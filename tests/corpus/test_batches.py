@@ -194,11 +194,15 @@ def test_short_jobs_get_few_sizes(corpus):
     assert count(2400, 1e5) > count(1, 1e5)
 
 
+@pytest.fixture(scope="module")
+def speechocean(shared, tmp_path_factory):
+    manifest, cache = shared / "corpora/speechocean762/manifest.jsonl", tmp_path_factory.mktemp("speechocean")
+    return open_corpus(CorpusConfig(manifest=manifest, role="personal", cache=cache))
+
+
 @pytest.mark.parametrize("slots", [5, 15])
-def test_little_of_speechocean_is_padding(shared, tmp_path_factory, slots):
-    cache = tmp_path_factory.mktemp("speechocean")
-    manifest = shared / "corpora/speechocean762/manifest.jsonl"
-    corpus = open_corpus(CorpusConfig(manifest=manifest, role="personal", cache=cache))
+def test_little_of_speechocean_is_padding(speechocean, slots):
+    corpus = speechocean
     queue = [Assignment(speaker.train, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
     sizes = train_shapes(queue, longest(corpus), slots, CUT, 30, 8, program=120 * corpus.sample_rate)
     real = computed = 0

@@ -125,8 +125,11 @@ def test_while_versions_change_every_fetch_is_one_of_them_whole(base, store):
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for swap in range(12):
+    for swap in range(6):
+        seen.discard(float(swap % 2))
         store.save(constant(float(swap % 2)), overwrite=True)
+        while float(swap % 2) not in seen and not wrong:
+            time.sleep(0.001)
     done.set()
     for reader in readers:
         reader.join()

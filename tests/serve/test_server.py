@@ -1,5 +1,6 @@
 """The server over HTTP: OpenAI's own client, keys, limits, publication, forgetting, and rubbish."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -336,6 +337,19 @@ def test_who_would_wait_too_long_is_told_when_to_come_again(service, clip):
             assert int(answer.headers["retry-after"]) > 0
             assert answer.json()["error"]["type"] == "rate_limit_error"
     hasty.close()
+
+
+def test_a_failure_of_ours_is_told_without_its_details(service, clip, monkeypatch, caplog):
+    broken = copy.copy(service)
+    monkeypatch.setattr(broken.recognizer, "fetch", lambda speaker: 1 / 0)
+    with listening(broken) as address:
+        answer = post(address, None, clip)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "server_error"
+        assert "division" not in answer.text
+        assert answer.headers["x-request-id"] in caplog.text
+        assert httpx.get(f"{address}/healthz").status_code == 200
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_nothing_is_served_before_all_is_compiled(service, clip):
