@@ -57,6 +57,7 @@ setup(
     install_requires=[
         "array_record>=0.8",
         "etils[epath]>=1.12",
+        "flatbuffers>=24.3",  # jax.export writes programs with it
         "flax>=0.12",
         "grain>=0.2.15",
         "huggingface_hub>=0.34",

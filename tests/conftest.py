@@ -1,15 +1,18 @@
 """What all tests share: eight CPU devices, strict ranks, and the real data where it is."""
 
 import gc
+import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
 
 # Tests compile thousands of small programs and run each a few times. Without the compiler's optimisations that takes a
 # third of the processor time. XLA_FLAGS that say otherwise come later, and win.
+# The second flag is of jaxlib 0.10 alone, and a later one ends at a flag that it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
     ]
@@ -27,6 +30,8 @@ from specialize.base import Base, import_base, load_base
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+OLD_COMPILER = "fusion_emitters" in os.environ["XLA_FLAGS"]
+"""Whether it knows the flag above."""
 MAPPINGS = 20_000
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -20,6 +20,7 @@ from specialize.submodel import (
     inserted,
 )
 from tests.bases import BASES, random_batch
+from tests.conftest import OLD_COMPILER
 
 EVERYWHERE = ("**",)
 SPECS: dict[str, Kind] = {
@@ -32,7 +33,7 @@ SPECS: dict[str, Kind] = {
 """Each kind at every module of a base that it fits; adapters at every part of the encoder and the decoder."""
 
 TOKENS = 6
-AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True}
+AS_USERS_COMPILE: dict[str, bool | str] = {"xla_cpu_use_fusion_emitters": True} if OLD_COMPILER else {}
 """For what is claimed to the last bit: how an addition of zero is fused decides whether it rounds (see conftest)."""
 
 
