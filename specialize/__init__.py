@@ -7,7 +7,9 @@ submodel = sp.load_submodel("runs/speechocean_whisper/submodels/0024")
 text = sp.Recognizer(base).transcribe("clip.wav", submodel=submodel)
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from specialize.lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -104,11 +106,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded at first use, so that `specialize --help` need not wait for JAX.
-    import importlib
-
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module 'specialize' has no attribute '{name}'")
+__getattr__ = lazy(__name__, _HOMES)

@@ -1,6 +1,8 @@
 """Serving: from audio to text with anyone's Submodel, and who may use whose."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from specialize.lazy import lazy
 
 if TYPE_CHECKING:
     from specialize.serve.app import create_app
@@ -35,11 +37,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded at first use, so that `specialize keys` need not wait for JAX.
-    import importlib
-
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module 'specialize.serve' has no attribute '{name}'")
+__getattr__ = lazy(__name__, _HOMES)

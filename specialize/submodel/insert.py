@@ -2,7 +2,7 @@
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -75,20 +75,39 @@ def inserted(
     if spec.rewrites:
         yield _add(params, submodel)
         return
+
+    def change(path: str, x: Any, y: Any) -> Any:
+        local = None if dropout is None else Dropout(_fold_path(dropout.key, path), dropout.rate)
+        return spec.call(dict(submodel[path]), x, y, local)
+
+    with changed_calls(submodel, change):
+        yield params
+
+
+@contextlib.contextmanager
+def changed_calls(paths: Collection[str], change: Callable[[str, Any, Any], Any]) -> Iterator[None]:
+    """Within this context, the results of calls of some Linen modules are changed.
+
+    Args:
+        paths: of the modules.
+        change: `(path, first argument, result) -> result`; the argument is the result where a module takes none.
+
+    Raises:
+        SpecError: when the context closes, if one of the modules was never called.
+    """
     called: set[str] = set()
 
-    def change(next_fn, args, kwargs, context):
+    def intercept(next_fn, args, kwargs, context):
         y = next_fn(*args, **kwargs)
         path = "/".join(context.module.path)
-        if context.method_name != "__call__" or path not in submodel:
+        if context.method_name != "__call__" or path not in paths:
             return y
         called.add(path)
-        local = None if dropout is None else Dropout(_fold_path(dropout.key, path), dropout.rate)
-        return spec.call(dict(submodel[path]), args[0] if args else y, y, local)
+        return change(path, args[0] if args else y, y)
 
-    with nn.intercept_methods(change):
-        yield params
-    missed = sorted(set(submodel) - called)
+    with nn.intercept_methods(intercept):
+        yield
+    missed = sorted(set(paths) - called)
     if missed:
         raise SpecError(f"The Submodel has parameters for modules that the base did not call: {', '.join(missed)}.")
 

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from specialize.base.architecture import Architecture
-from specialize.errors import SpecError
-from specialize.submodel.insert import Submodel, inserted
+from specialize.submodel.insert import Submodel, changed_calls, inserted
 from specialize.submodel.kinds import Kind
 
 
@@ -68,15 +67,8 @@ def inserted_rows(spec: Kind, bank: Mapping[str, Mapping[str, Any]], rows: int) 
     Raises:
         SpecError: when the context closes, if a module that the Submodels name was never called.
     """
-    called: set[str] = set()
 
-    def change(next_fn, args, kwargs, context):
-        y = next_fn(*args, **kwargs)
-        path = "/".join(context.module.path)
-        if context.method_name != "__call__" or path not in bank:
-            return y
-        called.add(path)
-        x = args[0] if args else y
+    def change(path: str, x: Any, y: Any) -> Any:
         if not hasattr(x, "shape") or x.shape[:1] != y.shape[:1]:
             x = y  # no kind looks at an input of another form (`Kind.misfit`)
 
@@ -88,11 +80,8 @@ def inserted_rows(spec: Kind, bank: Mapping[str, Mapping[str, Any]], rows: int) 
         apart = [jnp.reshape(array, (rows, -1, *array.shape[1:])) for array in (x, y)]
         return jax.vmap(of_row)(dict(bank[path]), *apart).reshape(y.shape)
 
-    with nn.intercept_methods(change):
+    with changed_calls(bank, change):
         yield
-    missed = sorted(set(bank) - called)
-    if missed:
-        raise SpecError(f"The Submodels have parameters for modules that the base did not call: {', '.join(missed)}.")
 
 
 def _are_row_by_row(architecture: Architecture, params: Any, paths: Iterable[str]) -> bool:
