@@ -84,7 +84,8 @@ class Hub:
         await self._over.wait()
         watch.cancel()
         server.close()
-        await asyncio.wait(self._hearing, timeout=_BEAT)  # they close when they have read that all is over
+        if self._hearing:
+            await asyncio.wait(self._hearing, timeout=_BEAT)  # they close when they have read that all is over
 
     async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One process, from when it comes to when it goes."""
@@ -105,6 +106,9 @@ class Hub:
             if index is not None and not self._seats[index].left:
                 self._end(index, "has died", None)
             writer.close()
+            self._hearing.discard(task)
+            if self._ended is not None and not self._hearing:
+                self._over.set()
 
     def _seat(self, hello: Any, writer: asyncio.StreamWriter) -> int | None:
         """Takes a process in; None where it is none of this run."""
@@ -286,11 +290,11 @@ class Member:
 
     def _listen(self) -> None:
         try:
-            for line in self._socket.makefile("rb"):
-                self._take(json.loads(line))
-                if self._over:
-                    self._socket.close()
-                    return
+            with self._socket, self._socket.makefile("rb") as lines:
+                for line in lines:
+                    self._take(json.loads(line))
+                    if self._over:
+                        return
             why = "has died"
         except TimeoutError:
             why = f"has not been heard of for {self._silent:.0f} s"

@@ -1,0 +1,180 @@
+"""Runs of several processes: the Submodels of one, whoever dies; the end of one ends all, and is told by name."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from specialize.base import save_base
+from specialize.errors import EXIT_PREEMPTED
+from specialize.train import Run
+from tests.bases import tiny_whisper
+from tests.people import write_people
+
+DEVICES = 4
+# More speakers than slots, dropout, jobs that end at different steps, and a grid: what processes have to agree on.
+EXPERIMENT = """
+from pathlib import Path
+from specialize import CohortConfig, CorpusConfig, Experiment, HyperParameters, ResidualAdapter, Stopping
+
+here = Path(__file__).parent
+experiment = Experiment(
+    name="people",
+    base=here / "base",
+    corpus=CorpusConfig(manifest=here / "people.jsonl", cache=here / "cache"),
+    submodel=ResidualAdapter(bottleneck=2),
+    hyper=HyperParameters(learning_rate=1.0, dropout=0.1),
+    stop=Stopping(max_steps=6, every=2, patience=1),
+    cohort=CohortConfig(slots=4, batch=2, rows=2, shapes=1),
+    save_seconds=1e-9,
+    runs=here / "runs",
+)
+"""
+
+
+class Launched:
+    """`specialize launch local`, and what it has said so far."""
+
+    def __init__(self, folder: Path, processes: int, *words: str):
+        # The tests' own count of devices is of their process alone.
+        flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+        self._began = time.monotonic()
+        command = [sys.executable, "-m", "specialize.cli", "launch", "local", "--processes", str(processes)]
+        command += ["--devices", str(DEVICES // processes), "people.py", *words]
+        self._process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"XLA_FLAGS": flags},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_for(self, said: Callable[[str], bool], seconds: float = 240) -> None:
+        """Until a line is said for which this holds."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(map(said, self.lines)), seconds), "\n".join(self.lines)
+
+    def pid_of(self, rank: int) -> int:
+        """The process of a rank."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        of = {}
+        for child in children:
+            environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+            of |= {int(v.partition("=")[2]): int(child) for v in environment if v.startswith("SPECIALIZE_PROCESS=")}
+        return of[rank]
+
+    def signal(self, which: int) -> None:
+        self._process.send_signal(which)
+
+    def end(self, seconds: float = 240) -> tuple[int, str]:
+        """Exit code, and all that was said."""
+        code = self._process.wait(seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, 10)
+        return code, "\n".join(self.lines)
+
+    _closed = False
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._changed:
+                self.lines.append(line.rstrip())
+                self._changed.notify_all()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    save_base(tiny_whisper(), folder / "base")
+    write_people(folder, speakers=7)
+    (folder / "people.py").write_text(EXPERIMENT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> Run:
+    """The run of one process."""
+    code, said = Launched(folder, 1, "--name", "alone").end()
+    assert code == 0, said
+    return Run(folder / "runs/alone")
+
+
+def assert_same(run: Run, other: Run) -> None:
+    """Bit for bit, and to the last look."""
+    assert list(run.speakers()) == list(other.speakers())
+    for speaker in run.speakers():
+        one, two = run.submodel(speaker), other.submodel(speaker)
+        assert one.training == two.training
+        for a, b in zip(jax.tree.leaves(one.submodel), jax.tree.leaves(two.submodel), strict=True):
+            assert np.array_equal(a, b)
+    of_jobs = [[json.loads(line) for line in (r.folder / "jobs.jsonl").read_text().splitlines()] for r in (run, other)]
+    assert of_jobs[0] == of_jobs[1]
+    kept = ("jobs", "submodels", "slots", "padded_share", "slots_busy", "quarantined")
+    one, two = (r.read("summary.json") for r in (run, other))
+    assert {name: one[name] for name in kept} == {name: two[name] for name in kept}
+
+
+def test_two_processes_train_the_submodels_of_one(folder, alone):
+    code, said = Launched(folder, 2, "--name", "two").end()
+    assert code == 0, said
+    assert_same(Run(folder / "runs/two"), alone)
+    # One tells of the run, and no line is of two at once.
+    assert len(re.findall(r"^\[0\] .*7 Submodels in", said, re.M)) == 1
+    assert not re.findall(r"^\[1\] .*(done|Submodels)", said, re.M)
+
+
+def test_a_worker_of_four_that_is_killed_ends_the_run_and_two_finish_it(folder, alone):
+    words = ("--name", "killed", "--cohort.slots", "4")
+    launched = Launched(folder, 4, *words)
+    launched.wait_for(lambda line: "done 1/7" in line)
+    victim = launched.pid_of(2)
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    code, said = launched.end(60)
+    assert time.monotonic() - began < 60
+    assert code == 128 + signal.SIGKILL
+    assert "process 2 was killed by SIGKILL" in said
+    assert re.search(rf"^\[[013]\] specialize: process 2 of 4 \(host .*, pid {victim}\) has died", said, re.M)
+    assert not (folder / "runs/killed/summary.json").exists()
+    code, said = Launched(folder, 2, *words).end()
+    assert code == 0, said
+    assert "goes on with" in said
+    assert_same(Run(folder / "runs/killed"), alone)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(folder, alone):
+    words = ("--name", "stopped")
+    launched = Launched(folder, 2, *words)
+    launched.wait_for(lambda line: "done 1/7" in line)
+    launched.signal(signal.SIGTERM)
+    code, said = launched.end()
+    assert code == EXIT_PREEMPTED, said
+    assert "its state is saved" in said
+    code, said = Launched(folder, 2, *words).end()
+    assert code == 0, said
+    assert_same(Run(folder / "runs/stopped"), alone)
+
+
+def test_what_one_process_cannot_use_ends_all_with_one_sentence(folder):
+    code, said = Launched(folder, 2, "--name", "none", "--base", "nowhere").end()
+    assert code == 1
+    assert "nowhere" in said
+    assert "Traceback" not in said
