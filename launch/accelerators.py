@@ -33,7 +33,7 @@ TERA = 10**12
 
 @dataclass(frozen=True)
 class Chip:
-    """One device as JAX users count them, and its published peak figures."""
+    """One chip, and its published peak figures."""
 
     name: str
     """As its vendor writes it."""
@@ -43,6 +43,8 @@ class Chip:
     """Peak dense bfloat16 operations a second."""
     bandwidth: float
     """Peak bytes a second between memory and chip."""
+    devices: int = 1
+    """Devices that JAX shows of it: two of a TPU7x, which share its figures between them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Family:
     runtime: str | None = None
     """Software version of its TPU VMs, which has what JAX needs."""
     xpk: str | None = None
-    """Prefix of xpk's device types."""
+    """Prefix of xpk's device types; None where it has none."""
+    xpk_from: int = 1
+    """Fewest chips that xpk offers."""
     sky: str | None = None
     """Name in SkyPilot: of GPUs what `accelerators` has, of TPUs the prefix after `tpu-`."""
 
@@ -278,6 +282,7 @@ FAMILIES: tuple[Family, ...] = (
         cloud="v5litepod",
         runtime="v2-alpha-tpuv5-lite",
         xpk="v5litepod",
+        xpk_from=8,
         sky="v5litepod",
     ),
     Family(
@@ -308,7 +313,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "v7x",
-        Chip("TPU7x (Ironwood)", 192 * GIB, 2307 * TERA, 7.38 * TERA),
+        Chip("TPU7x (Ironwood)", 192 * GIB, 2307 * TERA, 7.38 * TERA, devices=2),
         "tpu7x",
         _cubes(
             "tpu7x-standard-4t",
@@ -348,6 +353,7 @@ FAMILIES: tuple[Family, ...] = (
         _gpu("1:a3-highgpu-1g", "2:a3-highgpu-2g", "4:a3-highgpu-4g", "8:a3-highgpu-8g"),
         aliases=("h100-80gb",),
         xpk="h100-80gb",
+        xpk_from=8,
         sky="H100",
     ),
     Family(
