@@ -69,7 +69,7 @@ class Family:
     xpk_from: int = 1
     """Fewest chips that xpk offers."""
     sky: str | None = None
-    """Name in SkyPilot: of GPUs what `accelerators` has, of TPUs the prefix after `tpu-`."""
+    """Name of a GPU in SkyPilot, which calls TPUs as the Cloud TPU API does."""
 
     @property
     def kind(self) -> Literal["tpu", "gpu"]:
@@ -271,7 +271,6 @@ FAMILIES: tuple[Family, ...] = (
         cloud="v4",
         runtime="tpu-ubuntu2204-base",
         xpk="v4",
-        sky="v4",
     ),
     Family(
         "v5e",
@@ -283,7 +282,6 @@ FAMILIES: tuple[Family, ...] = (
         runtime="v2-alpha-tpuv5-lite",
         xpk="v5litepod",
         xpk_from=8,
-        sky="v5litepod",
     ),
     Family(
         "v5p",
@@ -298,7 +296,6 @@ FAMILIES: tuple[Family, ...] = (
         cloud="v5p",
         runtime="v2-alpha-tpuv5",
         xpk="v5p",
-        sky="v5p",
     ),
     Family(
         "v6e",
@@ -309,7 +306,6 @@ FAMILIES: tuple[Family, ...] = (
         cloud="v6e",
         runtime="v2-alpha-tpuv6e",
         xpk="v6e",
-        sky="v6e",
     ),
     Family(
         "v7x",
