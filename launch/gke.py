@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from launch.jobset import Gke, checked, environment_of, jobset, train_command
+from launch.jobset import Gke, checked, environment_of, jobset
 from launch.names import dns_label
 from launch.words import Launch, parse
 from launch.xpk import xpk_command
@@ -75,7 +75,7 @@ def xpk_of(job: Launch[Gke]) -> str:
         name=dns_label(options.name or job.run_name, 40),
         cluster=options.cluster,
         image=options.image,
-        command=train_command(job),
+        command=job.train(options.runs),
         env=environment_of(job, accelerator),
         restarts=options.restarts,
         grace=options.grace,

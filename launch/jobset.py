@@ -12,7 +12,7 @@ from typing import Any
 from launch.accelerators import Accelerator, find
 from launch.mounts import Mount, mounts_of
 from launch.names import dns_label, environment, object_name, quantity
-from launch.words import Launch, value_of
+from launch.words import Launch
 from specialize.errors import EXIT_PREEMPTED, ConfigError
 
 JOB = "train"
@@ -175,16 +175,6 @@ def _name(job: Launch[Gke], accelerator: Accelerator) -> str:
     return dns_label(job.options.name or job.run_name, 63 - len(ending))
 
 
-def train_command(job: Launch[Gke]) -> list[str]:
-    """What every process runs."""
-    program, command, experiment, *rest = job.train
-    if job.options.runs is None:
-        return [program, command, experiment, *rest]
-    if value_of(job.rest, "--runs") is not None:
-        raise ConfigError("--runs is given before and after the experiment file. Keep one.")
-    return [program, command, experiment, "--runs", job.options.runs, *rest]
-
-
 def environment_of(job: Launch[Gke], accelerator: Accelerator) -> dict[str, str]:
     """Variables that are the same in every pod, but for where GPU processes find each other."""
     made = {"PYTHONUNBUFFERED": "1"} | environment(job.options.env)
@@ -198,7 +188,7 @@ def _pod(job: Launch[Gke], accelerator: Accelerator, name: str) -> dict[str, Any
     options = job.options
     mounts = mounts_of(options.mount)
     command, env = (
-        train_command(job),
+        job.train(options.runs),
         [_set(name=key, value=_literal(v)) for key, v in environment_of(job, accelerator).items()],
     )
     pods = accelerator.hosts * options.slices

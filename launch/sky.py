@@ -1,7 +1,7 @@
 """`specialize launch sky`: a task file for SkyPilot, which finds machines with the accelerator on any cloud.
 
-A managed job (`sky jobs launch`) is started again elsewhere when its machines are taken away, and when the run ends with
-code 75, which means that it has saved; it goes on if its folder of runs is in a bucket.
+A managed job (`sky jobs launch`) is started again elsewhere when its machines are taken away, and when the run ends
+with code 75, which means that it has saved; it goes on if its folder of runs is in a bucket.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.accelerators import Accelerator, find
 from launch.names import dns_label, environment
-from launch.words import Launch, parse, value_of
+from launch.words import Launch, parse
 from launch.yaml_text import yaml_text
 from specialize.errors import EXIT_PREEMPTED, ConfigError
 from specialize.printable import printable
@@ -134,11 +134,7 @@ python3 -m uv pip install --quiet --python "{_PYTHON}/bin/python" --editable '.[
 
 def _run(job: Launch[Sky], accelerator: Accelerator) -> str:
     """What every machine runs."""
-    program, command, experiment, *rest = job.train
-    if job.options.runs is not None:
-        if value_of(job.rest, "--runs") is not None:
-            raise ConfigError("--runs is given before and after the experiment file. Keep one.")
-        rest = ["--runs", job.options.runs, *rest]
+    program, *words = job.train(job.options.runs)
     lines = []
     if accelerator.hosts > 1 and accelerator.kind == "tpu":
         lines = ["export SPECIALIZE_PROCESSES=auto"]
@@ -148,4 +144,4 @@ def _run(job: Launch[Sky], accelerator: Accelerator) -> str:
             'export SPECIALIZE_PROCESSES="$SKYPILOT_NUM_NODES"',
             'export SPECIALIZE_PROCESS="$SKYPILOT_NODE_RANK"',
         ]
-    return "\n".join([*lines, f'exec "{_PYTHON}/bin/{program}" {shlex.join([command, experiment, *rest])}', ""])
+    return "\n".join([*lines, f'exec "{_PYTHON}/bin/{program}" {shlex.join(words)}', ""])

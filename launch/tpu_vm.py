@@ -20,7 +20,7 @@ from launch.accelerators import find
 from launch.gcloud import Gcloud
 from launch.names import environment
 from launch.tpu_vm_flags import Create, Delete, Installation, Run, Status, Stop, Vm, WithLog
-from launch.words import parse, parse_flags, value_of
+from launch.words import parse, parse_flags
 from launch.workers import ARCHIVE, install_script, look_script, run_script, stop_script
 from specialize.errors import ConfigError, LaunchError
 
@@ -95,21 +95,17 @@ def run(words: list[str]) -> None:
     env = {"PYTHONUNBUFFERED": "1", "SPECIALIZE_PROCESSES": "auto"} | environment(options.env)
     if Path(job.experiment).is_absolute() or ".." in Path(job.experiment).parts:
         raise ConfigError(f"'{job.experiment}': name the experiment file relative to the checkout that was installed.")
-    program, command, experiment, *rest = job.train
-    if options.runs is not None:
-        if value_of(job.rest, "--runs") is not None:
-            raise ConfigError("--runs is given before and after the experiment file. Keep one.")
-        rest = ["--runs", options.runs, *rest]
-    if options.copy and not Path(experiment).is_file():
+    script = run_script(job.train(options.runs), env)
+    if options.copy and not Path(job.experiment).is_file():
         raise ConfigError(
-            f"There is no experiment file '{experiment}' here. Go to the checkout, or take the workers' with --no-copy."
+            f"There is no experiment file '{job.experiment}' here. Go to the checkout, or use that of the workers: "
+            "--no-copy."
         )
     gcloud = options.gcloud()
     if options.copy:
-        gcloud.call("tpu-vm", "scp", experiment, f"{options.name}:specialize/{experiment}", "--worker=all")
-    script = run_script([program, command, experiment, *rest], env)
+        gcloud.call("tpu-vm", "scp", job.experiment, f"{options.name}:specialize/{job.experiment}", "--worker=all")
     try:
-        gcloud.on_workers(options.name, script, f"'{experiment}'", _log(options))
+        gcloud.on_workers(options.name, script, f"'{job.experiment}'", _log(options))
     except KeyboardInterrupt:
         print(
             f"specialize launch: the run on '{options.name}' goes on without this command. The same command shows it "

@@ -22,10 +22,20 @@ class Launch(Generic[Options]):
     rest: tuple[str, ...]
     """Words for `specialize train` after the file, unchanged."""
 
-    @property
-    def train(self) -> list[str]:
-        """The command that every process runs."""
-        return ["specialize", "train", self.experiment, *self.rest]
+    def train(self, runs: str | None = None) -> list[str]:
+        """The command that every process runs.
+
+        Args:
+            runs: folder of runs that the launcher was given, if it was.
+
+        Raises:
+            ConfigError: `specialize train` is given another.
+        """
+        if runs is None:
+            return ["specialize", "train", self.experiment, *self.rest]
+        if value_of(self.rest, "--runs") is not None:
+            raise ConfigError("--runs is given before and after the experiment file. Keep one.")
+        return ["specialize", "train", self.experiment, "--runs", runs, *self.rest]
 
     @property
     def run_name(self) -> str:

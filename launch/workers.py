@@ -70,7 +70,7 @@ else
   setsid nohup bash -c {shlex.quote(inner)} "$state" > "$state/log" 2>&1 < /dev/null &
   echo $! > "$state/pid"
 fi
-tail --lines=+1 --pid="$(cat "$state/pid")" --follow "$state/log" | {_NUMBERED}
+tail --lines=+1 --sleep-interval=0.2 --pid="$(cat "$state/pid")" --follow "$state/log" | {_NUMBERED}
 finish "$(cat "$state/code" 2>/dev/null || echo 137)"
 """
 

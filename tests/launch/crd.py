@@ -5,14 +5,15 @@ from typing import Any
 
 import jsonschema
 import yaml
+from jsonschema.protocols import Validator
 
 FROM_KUBERNETES = {"apiVersion", "kind", "metadata"}
 """Fields of every object that the CRD leaves to Kubernetes."""
 
 
-def validator_of(crd: Path, version: str) -> jsonschema.protocols.Validator:
+def validator_of(crd: Path, version: str) -> Validator:
     """A validator of the resource's objects, of one of its versions."""
-    resource = yaml.safe_load(crd.read_text())
+    resource = yaml.load(crd.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (schema,) = [each["schema"]["openAPIV3Schema"] for each in resource["spec"]["versions"] if each["name"] == version]
     made = _strict(schema)
     made["properties"]["metadata"] = OBJECT_META

@@ -44,7 +44,7 @@ def test_what_follows_the_file_is_not_touched():
     rest = ["--zone", "theirs", "--no-such-flag", "", "a b", "--", "x.py"]
     job = parse(Flags, ["--many", "a=b", "--many", "c", "--spot", "dir/x.py", *rest], "prog")
     assert job.options == Flags(many=("a=b", "c"), spot=True)
-    assert job.train == ["specialize", "train", "dir/x.py", *rest]
+    assert job.train() == ["specialize", "train", "dir/x.py", *rest]
 
 
 def test_a_missing_file_is_asked_for():
