@@ -41,7 +41,7 @@ def installed(cloud) -> Cloud:
 
 
 def soon(true: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while not true():
         assert time.monotonic() < ends, "it did not come true"
         time.sleep(0.02)
