@@ -5,7 +5,9 @@ import importlib.util
 import logging
 import os
 import signal
+import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ import tyro
 
 from specialize import __version__
 from specialize.caches import keep_compiled_programs
-from specialize.errors import EXIT_PREEMPTED, ConfigError, Preempted, SpecializeError
+from specialize.errors import EXIT_PREEMPTED, ConfigError, PeerEnded, Preempted, SpecializeError
 from specialize.printable import printable
 from specialize.words import budgeted, choose_kind, spelt_out
 
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGTERM, _stop_at_once)
         COMMANDS[name](rest)
         sys.stdout.flush()
+    except PeerEnded as error:
+        _fail(name, None if error.told else str(error), error.code)
     except Preempted as error:
         _fail(name, str(error), EXIT_PREEMPTED)
     except SpecializeError as error:
@@ -62,13 +66,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         again = "; the same command goes on from the last state that was saved" if name in ("train", "pretrain") else ""
         _fail(name, f"interrupted{again}", 130)
+    except Exception:
+        if not _together():
+            raise
+        traceback.print_exc()
+        _fail(name, None, 1)
 
 
-def _fail(command: str, message: str, code: int) -> NoReturn:
+def _fail(command: str, message: str | None, code: int) -> NoReturn:
     """Says why a command ends, without what a terminal would obey: messages quote manifests."""
-    for line in f"specialize {command}: {message}".split("\n"):
+    for line in f"specialize {command}: {message}".split("\n") if message is not None else ():
         print(printable(line), file=sys.stderr)
+    if _together() and code != EXIT_PREEMPTED:
+        # JAX would wait for the other processes, which may be gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _together() -> bool:
+    """Whether this is one of several processes of a run."""
+    processes = sys.modules.get("specialize.processes")
+    return processes is not None and processes.here().count > 1
 
 
 def _os_error(error: OSError) -> str:
@@ -157,6 +177,8 @@ def _experiment_of(command: str, words: list[str], example: Any, *kinds: type) -
 def train(words: list[str]) -> None:
     """Train a Submodel for each speaker, or a space: `specialize train experiments/FILE.py [--field value …]`."""
     from specialize.corpus import CorpusConfig
+    from specialize.processes import ProcessConfig, joined
+    from specialize.processes.identity import PROCESSES
     from specialize.space import GENERATORS
     from specialize.submodel import KINDS
     from specialize.submodel.kinds import kind_name
@@ -190,32 +212,50 @@ def train(words: list[str]) -> None:
         """Say what the run would need: memory of each device, parameters, slots that fit, time. Trains nothing."""
         evaluate: bool = False
         """Score the run when it has ended, as `specialize evaluate` does."""
+        processes: ProcessConfig = field(default_factory=ProcessConfig)
+        """Which of several processes this is, where no launcher says it."""
 
     command = tyro.cli(
         Train, args=rest, default=Train(experiment, kind), prog=f"specialize train {file}", description=described
     )
-    run = (_train_space if isinstance(experiment, SpaceTraining) else _train_cohort)(command)
-    if run is None:
+    if command.dry_run:
+        _describe(command.experiment)
+        return
+    with joined(command.processes) as peers:
+        if isinstance(experiment, SpaceTraining) and peers.count > 1:
+            raise ConfigError("A space is trained by one process, on all devices of its machine. Start one.")
+        run = _train_space(command) if isinstance(experiment, SpaceTraining) else _train_cohort(command, peers)
+    if not peers.first:
         return
     if not command.evaluate:
         print(f"next: specialize evaluate {run.folder}")
         return
+    if peers.count > 1:
+        # The other processes have ended, with whom JAX would read the base.
+        words = [sys.executable, "-m", "specialize.cli", "evaluate", str(run.folder)]
+        sys.exit(subprocess.run(words, env=os.environ | {PROCESSES: "1"}, check=False).returncode)
     from specialize.score.evaluate import Scoring, evaluate
 
     evaluate([run.folder], Scoring())
 
 
-def _train_cohort(command: Any) -> Any:
-    """Trains a Submodel for each speaker; returns the run, None after a dry run."""
-    from specialize.describe import describe_plan
-    from specialize.train import plan
+def _describe(experiment: Any) -> None:
+    """Says what a run would need, of the devices of this process."""
+    from specialize.describe import describe_plan, describe_space_plan
+    from specialize.train import SpaceTraining, plan, plan_space
+
+    of_space = isinstance(experiment, SpaceTraining)
+    for line in describe_space_plan(plan_space(experiment)) if of_space else describe_plan(plan(experiment)):
+        print(line, flush=True)
+
+
+def _train_cohort(command: Any, peers: Any) -> Any:
+    """Trains a Submodel for each speaker; returns the run."""
     from specialize.train import train as run_training
 
-    if command.dry_run:
-        for line in describe_plan(plan(command.experiment)):
-            print(line, flush=True)
-        return None
-    run = run_training(command.experiment, overwrite=command.overwrite)
+    run = run_training(command.experiment, overwrite=command.overwrite, peers=peers)
+    if not peers.first:
+        return run
     summary = run.read("summary.json")
     of_jobs = f" of {summary['jobs']} that were trained" if summary["grid"] else ""
     for row in summary["grid"]:
@@ -231,14 +271,9 @@ def _train_cohort(command: Any) -> Any:
 
 
 def _train_space(command: Any) -> Any:
-    """Trains a space; returns the run, None after a dry run."""
-    from specialize.describe import describe_space_plan
-    from specialize.train import plan_space, train_space
+    """Trains a space; returns the run."""
+    from specialize.train import train_space
 
-    if command.dry_run:
-        for line in describe_space_plan(plan_space(command.experiment)):
-            print(line, flush=True)
-        return None
     run = train_space(command.experiment, overwrite=command.overwrite)
     summary = run.read("summary.json")
     print(

@@ -57,5 +57,23 @@ class Preempted(SpecializeError):
     """The process was asked to stop, and did; the same command goes on. The exit code is `EXIT_PREEMPTED`."""
 
 
+class PeerEnded(SpecializeError):
+    """A run of several processes is over, because one of them has died, stands still, or ended with an error.
+
+    Args:
+        why: which, and what is known of it.
+        code: its exit code; None where it has none, and the others exit with `EXIT_PEER`.
+    """
+
+    def __init__(self, why: str, code: int | None):
+        super().__init__(f"{why}. This process ends with it; the same command goes on from the last saved state.")
+        self.code = EXIT_PEER if code is None else code
+        self.told = False
+        """Whether the user has read it."""
+
+
 EXIT_PREEMPTED = 75
 """Exit code of a run that was asked to stop by SIGTERM and is to be started again: EX_TEMPFAIL of sysexits.h."""
+
+EXIT_PEER = 76
+"""Exit code of the other processes of a run when one of them has died or stands still."""

@@ -27,6 +27,10 @@ class Dispatch(NamedTuple):
     """[S, rows, …] each, from short to long. With `Cut.together` above 1 it is one, [S, steps, rows, …]."""
     sizes: tuple[Size, ...]
     """What each part is padded to."""
+    real_samples: int
+    """Of the utterances of all slots."""
+    computed_samples: int
+    """With padding."""
 
 
 class _Dispatches:
@@ -41,7 +45,9 @@ class _Dispatches:
         shapes: Shapes,
         faults: Faults | None,
         positions: Positions | None,
+        own: range | None,
     ):
+        self._own = range(len(assignments)) if own is None else own
         self._corpus, self._assignments, self._dispatches = corpus, assignments, cut.dispatches(steps)
         self._cut, self._shapes, self._faults, self._positions = cut, shapes, faults, positions
         self._orders = [None if a is None else a.order(cut) for a in assignments]
@@ -53,14 +59,17 @@ class _Dispatches:
         first, steps = self._dispatches[int(index)]
         # The steps of a slot follow one another, as if each were a slot of its own.
         rows = [self._rows(slot, step) for slot in range(len(self._orders)) for step in range(first, first + steps)]
-        parts, sizes = [], []
+        own = range(self._own.start * steps, self._own.stop * steps)
+        parts, sizes, real, computed = [], [], 0, 0
         for part in self._cut.parts(rows):
-            made = collate(self._corpus, part, self._cut.rows, self._shapes, self._faults, self._positions)
+            made = collate(self._corpus, part, self._cut.rows, self._shapes, self._faults, self._positions, own)
             if self._cut.together > 1:
                 made = jax.tree.map(lambda leaf: leaf.reshape(-1, steps, *leaf.shape[1:]), made)
             parts.append(made)
             sizes.append(self._shapes.fit(need(u for of_slot in part for u in of_slot)))
-        return Dispatch(steps, tuple(parts), tuple(sizes))
+            real += sum(u.samples for of_slot in part for u in of_slot)
+            computed += sizes[-1].samples * self._cut.rows * len(part)
+        return Dispatch(steps, tuple(parts), tuple(sizes), real, computed)
 
     def _rows(self, slot: int, step: int) -> list[Utterance]:
         assignment, order = self._assignments[slot], self._orders[slot]
@@ -77,6 +86,7 @@ def cohort_batches(
     shapes: Shapes,
     faults: Faults | None = None,
     positions: Positions | None = None,
+    own: range | None = None,
 ) -> grain.DatasetIterator[Dispatch]:
     """The training batches of the next steps of a cohort, decoded ahead in threads.
 
@@ -89,12 +99,13 @@ def cohort_batches(
         faults: takes utterances whose audio cannot be read, which then is all NaN, so that its slot cannot take the
             step and the others do not notice; None raises instead.
         positions: leave the audio where it is, as in `collate`.
+        own: slots whose rows are made; None makes all. Sizes are those of all slots.
 
     Returns:
         An iterator over dispatches of numpy arrays. Its state (`get_state`) is small, and `set_state` goes on with the
         identical batch.
     """
-    source = _Dispatches(corpus, list(assignments), steps, cut, shapes, faults, positions)
+    source = _Dispatches(corpus, list(assignments), steps, cut, shapes, faults, positions, own)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
@@ -105,9 +116,11 @@ def eval_batches(
     batch: int,
     shapes: Shapes,
     faults: Faults | None = None,
+    own: range | None = None,
 ) -> list[Batch]:
-    """Batches [S, B, …] that hold every utterance of every slot once, each slot's in order of length."""
-    return [collate(corpus, rows, batch, shapes, faults) for rows in _eval_rows(utterances, batch)]
+    """Batches [S, B, …] that hold every utterance of every slot once, each slot's in order of length; only the rows of
+    the slots `own`, where they are named."""
+    return [collate(corpus, rows, batch, shapes, faults, own=own) for rows in _eval_rows(utterances, batch)]
 
 
 def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[list[list[Utterance]]]:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -38,12 +38,20 @@ class Faults:
         with self._lock:
             return next((self._reasons[u.index] for u in utterances if u.index in self._reasons), None)
 
-    def news(self) -> list[str]:
-        """What was added since the last call."""
+    def news(self) -> dict[int, str]:
+        """What was added since the last call: {number of the utterance: reason}."""
         with self._lock:
-            reasons = list(self._reasons.values())[self._told :]
+            added = list(self._reasons.items())[self._told :]
             self._told = len(self._reasons)
-        return reasons
+        return dict(added)
+
+    def put(self, reasons: Mapping[int, str]) -> None:
+        """Notes what others give as `news`. It is none of the next `news`."""
+        with self._lock:
+            unknown = {index: reason for index, reason in reasons.items() if index not in self._reasons}
+            added = list(self._reasons.items())
+            self._reasons = dict([*added[: self._told], *unknown.items(), *added[self._told :]])
+            self._told += len(unknown)
 
 
 @runtime_checkable
@@ -75,6 +83,7 @@ def collate(
     shapes: Shapes,
     faults: Faults | None = None,
     positions: Positions | None = None,
+    own: range | None = None,
 ) -> Batch:
     """One batch [S, B, …] of at most B utterances a slot; what is lacking is empty rows.
 
@@ -85,12 +94,15 @@ def collate(
         shapes: lengths to pad to.
         faults: takes utterances whose audio cannot be read, and which is NaN then.
         positions: leave the audio where it is; `audio` is then int32 [S, B], where that of each row begins.
+        own: make only the batch of these slots, as long as that of all; None makes all.
 
     Raises:
         CorpusError: audio cannot be read, and there are no `faults` to take it.
     """
-    s = len(rows)
     n, width = shapes.fit(need(u for of_slot in rows for u in of_slot))
+    if own is not None:
+        rows = rows[own.start : own.stop]
+    s = len(rows)
     made = Batch(
         audio=np.zeros((s, batch, n), np.float32) if positions is None else np.zeros((s, batch), np.int32),
         samples=np.zeros((s, batch), np.int32),

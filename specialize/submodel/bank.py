@@ -16,11 +16,11 @@ SPEAKER = "speaker"
 
 
 def speaker_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over all devices, or those given.
+    """A mesh of one axis over all devices of all processes, or those given; the devices of a process are neighbours.
 
     The axis is Auto: an Explicit one, the default of `jax.make_mesh`, would type every intermediate of the base.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda d: d.process_index)
     return Mesh(np.array(devices), (SPEAKER,), axis_types=(AxisType.Auto,))
 
 
@@ -40,6 +40,32 @@ def slot_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """For the base."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def own_slots(slots: int, mesh: Mesh) -> range:
+    """The slots of S that are on the devices of this process."""
+    each = slots // mesh.devices.size
+    own = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+    return range(own[0] * each, (own[-1] + 1) * each)
+
+
+def lay_out(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays on the devices of a mesh. Of several processes, each has the whole of them and gives its part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
+
+    return jax.tree.map(one, tree)
+
+
+def lay_out_own(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays [S, …] on the devices of a mesh, of which each process has only the rows of its `own_slots`."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
 
 def stack(submodels: Sequence[Submodel]) -> Submodel:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ import numpy as np
 
 from specialize.base import Base, Batch
 from specialize.corpus import Corpus, Cut, Dispatch, Faults, Shapes, Utterance, cohort_batches, eval_batches
+from specialize.processes import ALONE, Peers
 from specialize.submodel import Submodel, broadcast
 from specialize.train.experiment import to_json
 from specialize.train.jobs import Job, stack_hyper
@@ -96,7 +97,8 @@ class Listener(Protocol):
         ...
 
     def saves(self) -> bool:
-        """Whether `save` is to be called now, which takes time. Asked after every dispatch."""
+        """Whether `save` is to be called now, which takes time. Asked after every dispatch; the answer is the same in
+        all processes."""
         ...
 
     def save(self, state: CohortState, progress: dict[str, Any]) -> None:
@@ -117,6 +119,8 @@ class CohortTrainer:
     dev_shapes: Shapes
     resident: Sequence[Utterance] = ()
     """What every device keeps the audio of: all that the queue trains on, or nothing, and then batches bring it."""
+    peers: Peers = ALONE
+    """The processes that train together. Each has the whole schedule, and feeds its own slots."""
     totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self):
@@ -176,11 +180,11 @@ class CohortTrainer:
                     metrics.append(measured)
                     schedule.advance(dispatch.steps)
                     if listener.saves():
-                        means.add(metrics, jobs)
+                        means.add(map(cohort.fetch, metrics), jobs)
                         metrics.clear()
                         listener.save(state, self._progress(means))
                 self._read_ahead()
-                means.add(metrics, jobs)
+                means.add(map(cohort.fetch, metrics), jobs)
                 state = self._look(state, dev.result(), means, listener)
                 self._finish(state, listener)
                 if listener.saves():
@@ -190,10 +194,8 @@ class CohortTrainer:
         busy = sum(job is not None for job in jobs)
         waiting = self.schedule.position < len(self.schedule.jobs)
         self.totals += Totals(
-            real_samples=sum(int(np.sum(part.samples)) for part in dispatch.parts),
-            computed_samples=sum(
-                np.size(part.samples) * size.samples for part, size in zip(dispatch.parts, dispatch.sizes, strict=True)
-            ),
+            real_samples=dispatch.real_samples,
+            computed_samples=dispatch.computed_samples,
             busy_slot_steps=dispatch.steps * busy,
             slot_steps=dispatch.steps * (self.cohort.slots if waiting else busy),
         )
@@ -227,7 +229,7 @@ class CohortTrainer:
         if block not in self._starts:
             jobs: list[Job | None] = list(self.schedule.jobs[block * slots : (block + 1) * slots])
             batches = self._dev_batches(jobs + [None] * (slots - len(jobs)))
-            base = mean_per_token(self.cohort.evaluate_alone(self._frozen, batch) for batch in batches)
+            base = self._mean(self.cohort.evaluate_alone(self._frozen, batch) for batch in batches)
             start = base if self.cohort.starts_as_base else self._losses(batches, self.cohort.anchor())
             needed = {running.place // slots for running in self.schedule.slots if running is not None}
             self._starts = {k: v for k, v in self._starts.items() if k in needed}
@@ -236,15 +238,18 @@ class CohortTrainer:
 
     def _losses(self, batches: Iterable[Batch], trained: Any) -> np.ndarray:
         bank = self.cohort.place(broadcast(trained, self.cohort.slots))
-        return mean_per_token(self.cohort.evaluate(self._frozen, bank, batch) for batch in batches)
+        return self._mean(self.cohort.evaluate(self._frozen, bank, batch) for batch in batches)
+
+    def _mean(self, parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
+        return mean_per_token(parts, self.cohort.fetch)
 
     def _look(self, state: CohortState, dev: list[Batch], means: Means, listener: Listener) -> CohortState:
         cohort, schedule = self.cohort, self.schedule
         due = schedule.due()
-        losses = mean_per_token(cohort.evaluate(self._frozen, state.trained, batch) for batch in dev)
+        losses = self._mean(cohort.evaluate(self._frozen, state.trained, batch) for batch in dev)
         improved = schedule.look(losses.tolist(), due)
         state = cohort.keep_best(state, cohort.place(np.isin(np.arange(cohort.slots), improved)))
-        skipped = np.asarray(jax.device_get(state.skipped))
+        skipped = np.asarray(cohort.fetch(state.skipped))
         self._tell_faults(listener)
         for slot in due:
             running = schedule.slots[slot]
@@ -259,7 +264,7 @@ class CohortTrainer:
         cohort, ended = self.cohort, self.schedule.finish()
         if not ended:
             return
-        skipped = jax.device_get(state.skipped)
+        skipped = cohort.fetch(state.skipped)
         for slot, running in ended:
             reason = running.ended
             if reason is None and not math.isfinite(running.best_loss):
@@ -280,8 +285,11 @@ class CohortTrainer:
             listener.finished(slot, finished)
 
     def _tell_faults(self, listener: Listener) -> None:
-        for reason in self._faults.news():
-            listener.fault(reason)
+        for news in self.peers.exchange(self._faults.news()):
+            told = {int(index): reason for index, reason in news.items()}  # JSON has no numbers for keys
+            self._faults.put(told)
+            for reason in told.values():
+                listener.fault(reason)
 
     def _broken(self, job: Job) -> str:
         reason = self._faults.of((*job.train, *job.speaker.dev))
@@ -308,27 +316,29 @@ class CohortTrainer:
         settings = (steps, self.cut, self.train_shapes, self._faults, positions)
         return Reader(
             (self.schedule.standing(), steps),
-            lambda: cohort_batches(self.corpus, assignments, *settings),
+            lambda: cohort_batches(self.corpus, assignments, *settings, self.cohort.own),
             self._place,
         )
 
     def _place(self, dispatch: Dispatch) -> tuple[Batch, ...]:
         """The parts of a dispatch, on the devices."""
-        parts = self.cohort.place(dispatch.parts)
+        parts = self.cohort.place_own(dispatch.parts)
         return parts if self._audio is None else self._audio.fetch(parts, dispatch.sizes)
 
     def _dev_batches(self, jobs: Sequence[Job | None]) -> list[Batch]:
         utterances = [() if job is None else job.speaker.dev for job in jobs]
-        batches = eval_batches(self.corpus, utterances, self.cut.batch, self.dev_shapes, self._faults)
-        return [self.cohort.place(batch) for batch in batches]
+        own = self.cohort.own
+        batches = eval_batches(self.corpus, utterances, self.cut.batch, self.dev_shapes, self._faults, own)
+        return [self.cohort.place_own(batch) for batch in batches]
 
 
-def mean_per_token(parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
+def mean_per_token(parts: Iterable[tuple[Any, Any]], fetch: Callable[[Any], Any] = jax.device_get) -> np.ndarray:
     """Mean loss per token of every slot, float [S]; NaN where there is none.
 
     Args:
         parts: (loss total [S], token count [S]) of several batches.
+        fetch: brings a list of such to the host.
     """
-    totals, counts = zip(*jax.device_get(list(parts)), strict=True)
+    totals, counts = zip(*fetch(list(parts)), strict=True)
     total, count = np.sum(totals, axis=0, dtype=np.float64), np.sum(counts, axis=0, dtype=np.float64)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -113,6 +113,21 @@ class JsonLines:
             self._waiting, self.failure = b"", None
 
 
+class Unwritten:
+    """In place of a log that another process writes."""
+
+    failure: OSError | None = None
+
+    def write(self, record: dict[str, Any]) -> None:
+        del record
+
+    def size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 class MetricsLog(JsonLines):
     """Appends flat records.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from specialize.base import Base, load_base
@@ -22,6 +23,7 @@ from specialize.corpus import (
     train_shapes,
 )
 from specialize.errors import ConfigError, FingerprintMismatch
+from specialize.processes import ALONE, Peers
 from specialize.space import OneHot, Space, load_space
 from specialize.submodel import Kind, Submodel, find_sites, load_submodel
 from specialize.submodel.bank import check_slots, speaker_mesh
@@ -79,6 +81,8 @@ class Plan:
     points: list[tuple[Kind, HyperParameters]]
     """Of the grid; one without a grid."""
     programs: list[Program]
+    peers: Peers = ALONE
+    """The processes that the mesh is of."""
     _shapes: dict[tuple[int, int], tuple[Shapes, Shapes]] = field(default_factory=dict, repr=False)
     """What `shapes` has found, by the program's first point and slots."""
 
@@ -159,6 +163,10 @@ class Plan:
         Raises:
             ConfigError: the slots that were asked for do not fit.
         """
+        # Process 0 measures, and all do as it says: another chunk would be another program.
+        return Layout(**self.peers.of_first(lambda: dataclasses.asdict(self._layout(program, measure))))
+
+    def _layout(self, program: Program, measure: bool) -> Layout:
         config, devices = self.experiment.cohort, self.mesh.devices.size
         most = -(-len(program.jobs) // devices)
         if config.slots == "auto":
@@ -170,6 +178,7 @@ class Plan:
             return Layout(local * devices, 0 if config.chunk == "auto" else even_chunk(local, config.chunk))
         work = self.work(program, local * devices)
         chosen = choose_layout(self._maker(program), self.base.params, work, local, config.chunk)
+        chosen = dataclasses.replace(chosen, slots=local * devices)
         if not fits(chosen.needed, self.memory):
             raise ConfigError(
                 f"{chosen.slots} slots need {gigabytes(chosen.needed or 0)} of each device, which has "
@@ -214,7 +223,7 @@ class Plan:
     @property
     def memory(self) -> int | None:
         """Bytes of each device; None where it does not say."""
-        return device_memory(self.mesh.devices.flat[0])
+        return device_memory(jax.local_devices()[0])
 
     def trainer(self, program: Program, layout: Layout) -> CohortTrainer:
         """What trains a program."""
@@ -223,15 +232,21 @@ class Plan:
         of_training, of_dev = self.shapes(program, layout.slots)
         lives = self.resident(program, of_training.sizes[-1].samples) > 0
         resident = program.utterances if lives else []
-        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, of_training, of_dev, resident)
+        shapes = (of_training, of_dev)
+        return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, *shapes, resident, peers=self.peers)
 
     def _maker(self, program: Program) -> Callable[[int, int], Cohort]:
-        devices = self.mesh.devices.size
-        return lambda local, chunk: self.cohort(program, Layout(local * devices, chunk))
+        # What a device does with its slots depends on no other, nor on how many there are.
+        one = dataclasses.replace(self, mesh=speaker_mesh(jax.local_devices()[:1]))
+        return lambda local, chunk: one.cohort(program, Layout(local, chunk))
 
 
-def plan(experiment: Experiment) -> Plan:
+def plan(experiment: Experiment, peers: Peers = ALONE) -> Plan:
     """Checks an experiment against its base and its corpus.
+
+    Args:
+        experiment: to check.
+        peers: the processes that will train it.
 
     Raises:
         SpecializeError: the base, the corpus, the spec or the settings cannot be used.
@@ -260,7 +275,7 @@ def plan(experiment: Experiment) -> Plan:
     for spec in specs:
         find_sites(spec, base.architecture, base.params)
     start = None if experiment.start is None else load_start(experiment, specs, base)
-    corpus = open_corpus(experiment.corpus, base)
+    corpus = peers.in_turn(lambda: open_corpus(experiment.corpus, base))  # the first to open one builds it
     speakers = queue_order(corpus.speakers)
     if not speakers:
         raise ConfigError(f"No speaker of '{experiment.corpus.manifest}' is left to train. " + _reasons(corpus))
@@ -273,7 +288,7 @@ def plan(experiment: Experiment) -> Plan:
         jobs = Jobs(speakers, hypers, experiment.stop.max_steps, first)
         programs.append(Program(spec, jobs))
         first += len(hypers)
-    return Plan(experiment, base, corpus, mesh, start, space, points, programs)
+    return Plan(experiment, base, corpus, mesh, start, space, points, programs, peers)
 
 
 def _load_space(experiment: Experiment, base: Base) -> Space:

@@ -396,7 +396,7 @@ class _Sitting:
 
     def _news(self) -> list[str]:
         """What could not be read since this was asked."""
-        return [reason for faults in self.faults for reason in faults.news()]
+        return [reason for faults in self.faults for reason in faults.news().values()]
 
     def _save(self, states: StateFolder, state: TrainState, at: dict[str, Any]) -> None:
         tell, run = self.shown.note, self.run.folder

@@ -2,13 +2,17 @@
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from specialize.errors import StoreError
+from specialize.processes import ALONE, Peers
 from specialize.submodel import size
+from specialize.submodel.bank import own_slots
 from specialize.submodel.sites import flatten
 from specialize.train.estimate import Layout, told_of_memory
 from specialize.train.experiment import Experiment, to_json
@@ -19,7 +23,9 @@ from specialize.train.run import Run, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder
 
 
-def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress | None = None) -> Run:
+def train(
+    experiment: Experiment, *, overwrite: bool = False, progress: Progress | None = None, peers: Peers = ALONE
+) -> Run:
     """Trains a Submodel for every speaker of the experiment's corpus and stores each on its own.
 
     A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
@@ -28,6 +34,8 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         experiment: what to train.
         overwrite: replace a run of the same name.
         progress: where to show how it goes; None shows it on stderr.
+        peers: the processes that train it together, from `specialize.processes.joined`. The run folder is one that all
+            of them reach.
 
     Returns:
         The finished run.
@@ -37,23 +45,31 @@ def train(experiment: Experiment, *, overwrite: bool = False, progress: Progress
         Preempted: SIGTERM came; the state is saved.
         StoreError: Submodels could not be written; all others are.
     """
-    planned = plan(experiment)
-    run = Run.begin(
-        planned.experiment,
-        overwrite=overwrite,
-        base=planned.base.fingerprint,
-        corpus=planned.corpus.built.folder.name,
-        start=None if planned.start is None else _digest(planned.start),
-        space=None if planned.space is None else _digest(planned.space.shared | {"embeddings": planned.space.middle()}),
-    )
-    with run.held(), progress or Progress() as shown, stop_signal() as stopped:
+    planned = plan(experiment, peers)
+
+    def begin() -> Run:
+        if not peers.first:
+            return Run(planned.experiment.folder)
+        return Run.begin(
+            planned.experiment,
+            overwrite=overwrite,
+            base=planned.base.fingerprint,
+            corpus=planned.corpus.built.folder.name,
+            start=None if planned.start is None else _digest(planned.start),
+            space=None if (space := planned.space) is None else _digest(space.shared | {"embeddings": space.middle()}),
+        )
+
+    run = peers.in_turn(begin)
+    shown = progress or Progress(None if peers.first else Console(file=io.StringIO()))
+    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)
     return run
 
 
 def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]) -> None:
-    problems = planned.corpus.problems
-    write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
+    peers, problems = planned.peers, planned.corpus.problems
+    if peers.first:
+        write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
     for problem in problems:
         shown.note(f"left out: {problem}")
     if run.changed_versions:
@@ -62,13 +78,15 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
         shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
     states = StateFolder(run.folder / "state")
     saved = states.latest()
-    recorder = Recorder(run, planned.base, shown, states, stopped, saved.progress["run"] if saved else None)
+    began = saved.progress["run"] if saved else None
+    recorder = peers.in_turn(lambda: Recorder(run, planned.base, shown, states, stopped, began, peers))
     with contextlib.closing(states), contextlib.closing(recorder):
         if saved is not None:
             shown.note(f"goes on with '{run.folder}' from its last state: {recorder.ended} jobs have ended")
         _train_programs(planned, recorder, states, saved, shown)
         recorder.settle()
         chosen = recorder.choose() if not recorder.failures else {}
+    peers.exchange(None)  # nothing is told to have ended before all of it is written
     if recorder.failures:
         speaker, reason = next(iter(recorder.failures.items()))
         raise StoreError(
@@ -93,8 +111,9 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
         "quarantined": recorder.quarantined,
         "grid": _grid(planned, recorder, chosen),
     }
-    write_json(run.folder / "summary.json", summary)
-    recorder.clear()
+    if peers.first:
+        write_json(run.folder / "summary.json", summary)
+        recorder.clear()
 
 
 def _train_programs(
@@ -112,6 +131,7 @@ def _train_programs(
             layout = planned.layout(program)
         recorder.program, recorder.spec = number, program.spec
         recorder.layout = {"slots": layout.slots, "chunk": layout.chunk}
+        recorder.own = own_slots(layout.slots, planned.mesh)
         recorder.check_stop()  # it may have been measured for a while
         name = title if len(planned.programs) == 1 else f"{title}, {program.spec}"
         shown.start(len(program.jobs), layout.slots, name, recorder.ended - before if goes_on else 0)

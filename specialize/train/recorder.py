@@ -7,20 +7,22 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from specialize.base import Base
 from specialize.errors import Preempted, SpecializeError, StoreError
+from specialize.processes import ALONE, Peers
 from specialize.submodel import Kind, StoredSubmodel, SubmodelStore
 from specialize.train.loop import Finished
-from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, WandbLog
+from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, Unwritten, WandbLog
 from specialize.train.progress import Progress
 from specialize.train.run import Run, RunFolder
 from specialize.train.schedule import Running
 from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.step import CohortState
 from specialize.train.totals import Totals
+from specialize.train.writer import store_writer, write_submodel
 
 JOBS = "jobs.jsonl"
 CANDIDATES = "candidates"
@@ -40,6 +42,7 @@ class Recorder:
         states: where states are saved.
         stopped: whether the run was asked to stop: it is then saved, and Preempted is raised.
         resume: what `save` wrote beside the trainer's progress, to go on from; None begins.
+        peers: the processes of the run. Each stores the Submodels of its own slots; process 0 writes everything else.
     """
 
     def __init__(
@@ -50,19 +53,25 @@ class Recorder:
         states: StateFolder,
         stopped: Callable[[], bool],
         resume: dict[str, Any] | None = None,
+        peers: Peers = ALONE,
     ):
         self.run, self.base, self.progress, self.states = run, base, progress, states
         self.program = 0
         """Which program of a grid is trained."""
         self.layout: dict[str, int] = {}
         """Its slots and chunk, which a run that goes on keeps."""
+        self.own = range(0)
+        """The slots whose Submodels this process stores."""
         self.spec: Kind = run.experiment.submodel
         """What it trains."""
-        self._stopped = stopped
+        self._peers, self._asked_to_stop, self._stop = peers, stopped, False
         resume = resume or {}
-        run.store.clear_unfinished()
-        self._metrics = MetricsLog(run.folder / "metrics.jsonl", resume.get("metrics", 0))
-        self._jobs = JsonLines(run.folder / JOBS, resume.get("jobs", 0))
+        self._metrics: MetricsLog | Unwritten = Unwritten()
+        self._jobs: JsonLines | Unwritten = Unwritten()
+        if peers.first:
+            run.store.clear_unfinished()
+            self._metrics = MetricsLog(run.folder / "metrics.jsonl", resume.get("metrics", 0))
+            self._jobs = JsonLines(run.folder / JOBS, resume.get("jobs", 0))
         self.totals = Totals(**resume.get("totals", {}))
         """Of the programs that have ended."""
         self._before = float(resume.get("seconds", 0.0))
@@ -77,14 +86,14 @@ class Recorder:
         """Why a finished Submodel is not in the store."""
         self._curves: list[TensorBoardLog | WandbLog] = []
         experiment = run.experiment
-        if experiment.tensorboard:
+        if experiment.tensorboard and peers.first:
             self._curves.append(TensorBoardLog(run.folder / "tensorboard"))
-        if experiment.wandb is not None:
+        if experiment.wandb is not None and peers.first:
             self._curves.append(WandbLog(experiment.wandb, experiment.name, run.config, run.folder))
-        for folder in (run.folder / CANDIDATES).glob("*"):
+        for folder in (run.folder / CANDIDATES).glob("*") if peers.first else ():
             SubmodelStore(folder).clear_unfinished()
         self._unwritten: set[int] = set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._pool = store_writer(peers)
         self._saves: dict[tuple[str, int], tuple[StoredSubmodel, Future[None]]] = {}
         self._began = self._last_save = time.monotonic()
 
@@ -124,7 +133,7 @@ class Recorder:
             change = f"dev loss {finished.base_dev_loss:.3f} -> {finished.dev_loss:.3f} at step {finished.best_step}"
             served = "" if finished.helps else "; the base is no worse, and serves"
             self.progress.done(name, change + served + (f"; {finished.ended}" if finished.ended else ""))
-        if kept:
+        if kept and slot in self.own:
             stored = StoredSubmodel(finished.submodel, self.spec, speaker, self.base.fingerprint, finished.facts())
             self._store(stored, point)
         self.progress.slot(slot, None, 0, 0, None, None, None)
@@ -134,8 +143,11 @@ class Recorder:
         self.progress.note(f"cannot be read: {reason}")
 
     def saves(self) -> bool:
-        """Whether it is time, or the run is to stop."""
-        return self._stopped() or time.monotonic() - self._last_save >= self.run.experiment.save_seconds
+        """Whether it is time, by the clock of process 0, or the run is to stop, because any process was asked to."""
+        due = self._peers.first and time.monotonic() - self._last_save >= self.run.experiment.save_seconds
+        agreed = self._peers.any_of({"stop": self._asked_to_stop(), "due": due})
+        self._stop = self._stop or agreed["stop"]
+        return self._stop or agreed["due"]
 
     def save(self, state: CohortState, progress: dict[str, Any]) -> None:
         """Saves a state; what fails is told, and the run goes on.
@@ -149,17 +161,26 @@ class Recorder:
             self.settle()
             if self.failures:
                 raise StoreError(f"not while {len(self.failures)} Submodels cannot be written")
+            logs, failure = self._peers.of_first(self._sizes)
+            if failure is not None:
+                raise StoreError(failure)
             beside = {
                 "program": self.program,
-                "metrics": self._metrics.size(),
-                "jobs": self._jobs.size(),
+                **logs,
                 "seconds": self.seconds,
                 **self.layout,
                 "totals": dataclasses.asdict(self.totals),
             }
             self.states.save(state, {"run": beside, "trainer": progress})
 
-        save_or_tell(self.states, begin, stopped=self._stopped, tell=self.progress.note, run=self.run.folder)
+        save_or_tell(self.states, begin, stopped=lambda: self._stop, tell=self.progress.note, run=self.run.folder)
+
+    def _sizes(self) -> tuple[dict[str, int], str | None]:
+        """Bytes of the logs that a state goes with, or why they are not on disk."""
+        try:
+            return {"metrics": self._metrics.size(), "jobs": self._jobs.size()}, None
+        except StoreError as error:
+            return {}, str(error)
 
     def check_stop(self) -> None:
         """Where there is nothing new to save.
@@ -167,14 +188,14 @@ class Recorder:
         Raises:
             Preempted: the run was asked to stop.
         """
-        if self._stopped():
+        if any(self._peers.exchange(self._asked_to_stop())):
             raise Preempted(f"The run '{self.run.folder}' was asked to stop. The same command goes on with it.")
 
     def settle(self) -> None:
-        """Waits for the store, trying once more what it could not write before."""
+        """Waits for the store, that of all processes, trying once more what it could not write before."""
         for key, (stored, future) in list(self._saves.items()):
             if future.done() and future.exception() is not None:
-                self._saves[key] = (stored, self._pool.submit(self._write, *key, stored))
+                self._saves[key] = (stored, self._pool.submit(write_submodel, self._store_of(key), stored))
         self.failures = {}
         for key, (stored, future) in list(self._saves.items()):
             error = future.exception()
@@ -182,9 +203,11 @@ class Recorder:
                 del self._saves[key]
             elif isinstance(error, SpecializeError):
                 self.failures[stored.speaker] = str(error)
-                self.progress.note(f"not stored: {error}")
             else:
                 raise error
+        self.failures = {name: reason for of in self._peers.exchange(self.failures) for name, reason in of.items()}
+        for reason in self.failures.values():
+            self.progress.note(f"not stored: {reason}")
 
     def means(self) -> dict[int, tuple[float, int]]:
         """{point of the grid: (mean dev loss, number of speakers)}."""
@@ -200,7 +223,7 @@ class Recorder:
         """
         chosen = self._choice.chosen()
         candidates = self.run.folder / CANDIDATES
-        if candidates.is_dir():
+        if self._peers.first and candidates.is_dir():
             (point,) = set(chosen.values()) or {0}
             try:
                 if (candidates / str(point)).is_dir():
@@ -229,7 +252,7 @@ class Recorder:
             for file in (self._metrics, self._jobs, *self._curves):
                 closing.callback(file.close)
 
-    def _tell_unwritten(self, log: JsonLines) -> None:
+    def _tell_unwritten(self, log: JsonLines | Unwritten) -> None:
         """Says once that a log cannot be written, until it can be again."""
         if log.failure is None:
             self._unwritten.discard(id(log))
@@ -249,14 +272,11 @@ class Recorder:
             key: save for key, save in self._saves.items() if not save[1].done() or save[1].exception() is not None
         }
         key = (stored.speaker, point if self._choice.pooled else 0)
-        self._saves[key] = (stored, self._pool.submit(self._write, *key, stored))
+        self._saves[key] = (stored, self._pool.submit(write_submodel, self._store_of(key), stored))
 
-    def _write(self, speaker: str, point: int, stored: StoredSubmodel) -> None:
-        store = self.run.store
-        if self._choice.pooled:
-            store = SubmodelStore(self.run.folder / CANDIDATES / str(point))
-        # A run that goes on after a kill writes some again, with the same bits.
-        store.save(stored, overwrite=speaker in store)
+    def _store_of(self, key: tuple[str, int]) -> str:
+        """Folder of the store where the Submodel of a (speaker, point) is kept."""
+        return str(self.run.folder / CANDIDATES / str(key[1]) if self._choice.pooled else self.run.store.folder)
 
 
 class _Choice:

@@ -21,7 +21,15 @@ from jax.sharding import Mesh, PartitionSpec
 from specialize.base import Batch
 from specialize.base.architecture import Architecture, Augment
 from specialize.submodel import Dropout, Submodel, inserted, size
-from specialize.submodel.bank import SPEAKER, check_slots, replicated, slot_sharding
+from specialize.submodel.bank import (
+    SPEAKER,
+    check_slots,
+    lay_out,
+    lay_out_own,
+    own_slots,
+    replicated,
+    slot_sharding,
+)
 from specialize.train.jobs import Hyper
 from specialize.train.trainee import Trainee
 
@@ -124,8 +132,11 @@ class Cohort:
         """(frozen, trained, batch) → (loss total [S], token count [S])."""
         self.evaluate_alone = self._compile(self._slot_evaluate_alone, shared=(0,), chunk=_ALONE_TOGETHER)
         """(frozen, batch) → (loss total [S], token count [S]) of the base as it serves alone."""
-        self.take = jax.jit(lambda bank, slot: jax.tree.map(lambda leaf: leaf[slot], bank))
+        several = not self.sharding.is_fully_addressable
+        everywhere: dict[str, Any] = {"out_shardings": self.replicated} if several else {}
+        self.take = jax.jit(lambda bank, slot: jax.tree.map(lambda leaf: leaf[slot], bank), **everywhere)
         """(trained, slot) → that of one slot, without a copy of the others to the host."""
+        self._gather = jax.jit(lambda tree: tree, **everywhere) if several else None
         self.reset = self._compile(self._slot_reset, donate=(0,))
         """(state, hyper, mask bool [S]) → state; slots where the mask is set start anew."""
         self.keep_best = self._compile(self._slot_keep_best, donate=(0,))
@@ -176,13 +187,26 @@ class Cohort:
         make = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), out_shardings=self.sharding)
         return make()
 
+    @property
+    def own(self) -> range:
+        """The slots on the devices of this process."""
+        return own_slots(self.slots, self.mesh)
+
     def place(self, tree: Any) -> Any:
         """Lays host arrays [S, …] out on the mesh."""
-        return jax.device_put(tree, self.sharding)
+        return lay_out(tree, self.sharding)
+
+    def place_own(self, tree: Any) -> Any:
+        """Lays host arrays out on the mesh, of which each process has the rows of its own slots."""
+        return lay_out_own(tree, self.sharding)
 
     def place_replicated(self, tree: Any) -> Any:
         """Puts a copy of a tree on every device."""
-        return jax.device_put(tree, self.replicated)
+        return lay_out(tree, self.replicated)
+
+    def fetch(self, tree: Any) -> Any:
+        """Brings arrays [S, …] to the host; of several processes, to each of them."""
+        return jax.device_get(tree if self._gather is None else self._gather(tree))
 
     def place_frozen(self, params: Any) -> Frozen:
         """Puts the base's parameters, and what the trainee shares, on every device."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from specialize.train.jobs import Job
@@ -54,8 +53,8 @@ class Means:
         return cls([0.0] * slots, [0.0] * slots, [0] * slots)
 
     def add(self, metrics: Iterable[Metrics], jobs: Sequence[Job | None]) -> None:
-        """Takes what dispatches measured, once the devices are done with them."""
-        for measured in jax.device_get(list(metrics)):
+        """Takes what dispatches measured, of all slots, on the host."""
+        for measured in metrics:
             for slot, job in enumerate(jobs):
                 if job is not None:
                     # One step after another, so that the sum does not depend on how they were dispatched.

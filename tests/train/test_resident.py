@@ -59,7 +59,7 @@ def test_what_is_fetched_is_what_a_batch_would_bring(cut):
             jax.tree.map(np.testing.assert_array_equal, parts, other.parts)
             for part in parts:
                 assert part.audio.sharding.is_equivalent_to(trained.sharding, part.audio.ndim)
-        assert faults.news() == []
+        assert not faults.news()
 
 
 def test_fetching_needs_no_collectives():
@@ -150,10 +150,10 @@ def test_a_broken_recording_that_nothing_trains_on_is_not_told(monkeypatch):
     monkeypatch.setattr(Corpus, "audio", broken)
     audio = ResidentAudio(corpus, training(corpus), 1, trained, faults)
     audio.position(good)
-    assert faults.news() == []
+    assert not faults.news()
     audio.position(bad)
     audio.position(bad)
-    (reason,) = faults.news()
+    (reason,) = faults.news().values()
     assert "the record is damaged" in reason
     assert f"utterance '{bad.id}'" in reason
 

@@ -1,0 +1,59 @@
+"""Who writes Submodels to the store while the run goes on.
+
+One process does it in a thread. Of several, each has a process beside it that knows nothing of JAX's others: Orbax lets
+the processes of a JAX job save only together, all of them to the same path, and they have their Submodels ready at
+different times.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+
+import jax
+
+from specialize.processes import Peers
+from specialize.submodel import StoredSubmodel, SubmodelStore
+
+
+def store_writer(peers: Peers) -> Executor:
+    """What runs `write_submodel`, one after another.
+
+    Args:
+        peers: the processes of the run.
+    """
+    if peers.count == 1:
+        return ThreadPoolExecutor(1, thread_name_prefix="store")
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawn, initializer=_beside, initargs=(os.getpid(),))
+
+
+def write_submodel(folder: str, stored: StoredSubmodel) -> None:
+    """Writes a Submodel into the store in a folder.
+
+    A run that goes on after a kill writes some again, with the same bits.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    store = SubmodelStore(folder)
+    store.save(stored, overwrite=stored.speaker in store)
+
+
+def _beside(parent: int) -> None:
+    """Begins a process that writes for another, and ends with it."""
+    for name in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # which a scheduler sends to all; the other one saves, and then ends this
+        signal.signal(name, signal.SIG_IGN)
+    jax.config.update("jax_platforms", "cpu")
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
