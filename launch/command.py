@@ -3,10 +3,11 @@
 import importlib
 import sys
 
+from launch.words import parse
 from specialize.errors import ConfigError
 
 LAUNCHERS: dict[str, tuple[str, str, str]] = {
-    "local": ("launch.local", "local", "Processes on this machine."),
+    "local": ("launch.command", "local", "Processes on this machine."),
     "slurm": ("launch.slurm", "slurm", "An sbatch script for a SLURM cluster."),
     "gke": ("launch.gke", "gke", "A JobSet for GKE, of TPU slices or GPU machines; also as an xpk command."),
     "tpu-vm": ("launch.tpu_vm", "tpu_vm", "Cloud TPU VMs: queue, install, run, resume, delete, by gcloud."),
@@ -33,6 +34,18 @@ def launch(words: list[str]) -> None:
         raise ConfigError(f"There is no launcher '{name}'. Choose from {', '.join(LAUNCHERS)}.")
     module, function, _ = LAUNCHERS[name]
     getattr(importlib.import_module(module), function)(rest)
+
+
+def local(words: list[str]) -> None:
+    """`specialize launch local`, which ends with the exit code of the run.
+
+    Raises:
+        ConfigError: the flags contradict each other, or name no experiment.
+    """
+    from launch.local import Local, run_local
+
+    job = parse(Local, words, "specialize launch local")
+    sys.exit(run_local(job.options, [job.experiment, *job.rest]))
 
 
 def overview() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specialize.errors import ConfigError, LaunchError, Preempted
+from specialize.errors import EXIT_PEER, EXIT_PREEMPTED, ConfigError, LaunchError, Preempted
 from specialize.printable import printable
 
 _ENDED = re.compile(r"\[([^\]\s]+)\] ended with code ([0-9]+)")
@@ -135,18 +135,19 @@ def _judge(lines: Sequence[str], code: int, doing: str, log: Path) -> None:
         found = _ENDED.fullmatch(line) or _GAVE_UP.search(line)
         if found:
             ended.setdefault(found[1], int(found[2]))
-    failed = {worker: status for worker, status in ended.items() if status not in (0, 75)}
+    failed = {worker: status for worker, status in ended.items() if status not in (0, EXIT_PREEMPTED)}
     if failed:
-        # Workers that fail since another did come after it.
-        first, status = next(iter(failed.items()))
+        # A process that ends since another did says so by its code. Of the rest, the first is the likeliest cause.
+        first, status = min(failed.items(), key=lambda each: each[1] == EXIT_PEER)
         own = [line for line in lines if line.startswith(f"[{first}] ")][-_SHOWN:]
-        others = f" Then so did {', '.join(list(failed)[1:])}." if len(failed) > 1 else ""
+        with_it = [worker for worker in failed if worker != first]
+        others = f" With it ended {', '.join(with_it)}." if with_it else ""
         said = "\n".join(["", *own]) if own else " It could not be reached, or said nothing."
         raise LaunchError(
             f"{doing}: worker {first} failed, with code {status}.{others} All output is in '{log}'; the same command "
             f"goes on from the last state that was saved.{said}"
         )
-    if 75 in ended.values():
+    if EXIT_PREEMPTED in ended.values():
         raise Preempted(f"{doing} was asked to stop, and saved its state. The same command goes on. Output: '{log}'.")
     if code:
         raise LaunchError(f"{doing}: gcloud ended with code {code}, and says why above. Output: '{log}'.")

@@ -11,14 +11,15 @@ from typing import Any
 
 from launch.accelerators import Accelerator, find
 from launch.mounts import Mount, mounts_of
-from launch.names import dns_label, environment, object_name, quantity
+from launch.names import dns_label, environment, object_name, port_of, quantity
 from launch.words import Launch
 from specialize.errors import EXIT_PREEMPTED, ConfigError
+from specialize.processes.identity import COORDINATOR, PROCESS, PROCESSES
 
 JOB = "train"
 """Name of the replicated job and of the container."""
 _INDEX = """\
-export SPECIALIZE_PROCESS=$((SPECIALIZE_JOB_INDEX * {pods} + JOB_COMPLETION_INDEX))
+export {process}=$((SPECIALIZE_JOB_INDEX * {pods} + JOB_COMPLETION_INDEX))
 exec "$@"
 """
 """The index of a process is known to its pod only. `exec` makes signals arrive at the process itself."""
@@ -69,7 +70,7 @@ class Gke:
     reservation: str | None = None
     """Use machines of this reservation."""
     port: int = 8476
-    """Port at which the first process of a GPU job coordinates."""
+    """Port at which the first process of a GPU job is met; the next one is used too."""
     out: Path | None = None
     """Write the JobSet to this file instead of to the terminal."""
     apply: bool = False
@@ -151,12 +152,10 @@ def checked(options: Gke) -> Accelerator:
         ("--slices", options.slices, 1),
         ("--grace", options.grace, 1),
         ("--restarts", options.restarts, 0),
-        ("--port", options.port, 1),
     ):
         if number < least:
             raise ConfigError(f"{flag} {number}: it must be {least} or more.")
-    if options.port > 65535:
-        raise ConfigError(f"--port {options.port}: ports end at 65535.")
+    port_of("--port", options.port)
     if accelerator.kind == "tpu" and accelerator.hosts == 1 and options.slices > 1:
         raise ConfigError(
             f"--slices {options.slices}: GKE joins slices of several hosts only, and {accelerator.name} is one host. "
@@ -179,7 +178,7 @@ def environment_of(job: Launch[Gke], accelerator: Accelerator) -> dict[str, str]
     """Variables that are the same in every pod, but for where GPU processes find each other."""
     made = {"PYTHONUNBUFFERED": "1"} | environment(job.options.env)
     if accelerator.kind == "tpu" and accelerator.hosts > 1:
-        made["SPECIALIZE_PROCESSES"] = "auto"
+        made[PROCESSES] = "auto"
     return made
 
 
@@ -194,14 +193,14 @@ def _pod(job: Launch[Gke], accelerator: Accelerator, name: str) -> dict[str, Any
     pods = accelerator.hosts * options.slices
     ports = None
     if accelerator.kind == "gpu" and pods > 1:
-        command = ["/bin/sh", "-c", _INDEX.format(pods=accelerator.hosts), "sh", *command]
+        command = ["/bin/sh", "-c", _INDEX.format(process=PROCESS, pods=accelerator.hosts), "sh", *command]
         job_index = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/job-index']"}}
         env += [
-            {"name": "SPECIALIZE_COORDINATOR", "value": f"{name}-{JOB}-0-0.{name}:{options.port}"},
-            {"name": "SPECIALIZE_PROCESSES", "value": str(pods)},
+            {"name": COORDINATOR, "value": f"{name}-{JOB}-0-0.{name}:{options.port}"},
+            {"name": PROCESSES, "value": str(pods)},
             {"name": "SPECIALIZE_JOB_INDEX", "valueFrom": job_index},
         ]
-        ports = [{"containerPort": options.port, "name": "coordinator"}]
+        ports = [{"containerPort": options.port + more, "name": f"processes-{more}"} for more in range(2)]
     asked = _set(
         cpu=options.cpu and quantity("--cpu", options.cpu),
         memory=options.memory and quantity("--memory", options.memory),

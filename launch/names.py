@@ -4,6 +4,7 @@ import hashlib
 import re
 
 from specialize.errors import ConfigError
+from specialize.processes.identity import COORDINATOR, PROCESS, PROCESSES
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -56,6 +57,17 @@ def quantity(flag: str, value: str) -> str:
     return value
 
 
+def port_of(flag: str, value: int) -> int:
+    """The port at which processes meet; they use the next one too.
+
+    Raises:
+        ConfigError: there is no such port, or no next one.
+    """
+    if not 0 < value < 65535:
+        raise ConfigError(f"{flag} {value}: write a port from 1 to 65534; the next one is used too.")
+    return value
+
+
 def environment(pairs: tuple[str, ...]) -> dict[str, str]:
     """Variables of `--env NAME=VALUE` flags.
 
@@ -69,7 +81,7 @@ def environment(pairs: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"--env {pair}: write NAME=VALUE, with letters, digits and underscores in NAME.")
         if name in made:
             raise ConfigError(f"--env {name} is given twice. Keep one.")
-        if name in ("SPECIALIZE_PROCESSES", "SPECIALIZE_PROCESS", "SPECIALIZE_COORDINATOR"):
+        if name in (COORDINATOR, PROCESSES, PROCESS):
             raise ConfigError(f"--env {name}: the launcher sets it, for every process. Leave it out.")
         made[name] = value
     return made

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.accelerators import Accelerator, find
-from launch.names import dns_label, environment
+from launch.names import dns_label, environment, port_of
 from launch.words import Launch, parse
 from launch.yaml_text import yaml_text
 from specialize.errors import EXIT_PREEMPTED, ConfigError
 from specialize.printable import printable
+from specialize.processes.identity import COORDINATOR, PROCESS, PROCESSES
 
 _STORES = re.compile(r"(gs|s3|r2|https)://[^=\s]+")
 _PYTHON = "$HOME/.specialize"
@@ -49,7 +50,7 @@ class Sky:
     restarts: int = 3
     """How many failures a managed job survives. Preemptions do not count."""
     port: int = 8476
-    """Port at which the first process coordinates."""
+    """Port at which the first process is met; the next one is used too."""
     out: Path | None = None
     """Write the task to this file instead of to the terminal."""
 
@@ -80,8 +81,7 @@ def task_of(job: Launch[Sky]) -> dict[str, Any]:
     options, accelerator = job.options, find(job.options.accelerator)
     if options.restarts < 0:
         raise ConfigError(f"--restarts {options.restarts}: it must be 0 or more.")
-    if not 0 < options.port < 65536:
-        raise ConfigError(f"--port {options.port}: ports are from 1 to 65535.")
+    port_of("--port", options.port)
     recovery = {"max_restarts_on_errors": options.restarts, "recover_on_exit_codes": [EXIT_PREEMPTED]}
     resources: dict[str, Any] = {"infra": options.infra} if options.infra else {}
     if accelerator.kind == "tpu":
@@ -137,11 +137,11 @@ def _run(job: Launch[Sky], accelerator: Accelerator) -> str:
     program, *words = job.train(job.options.runs)
     lines = []
     if accelerator.hosts > 1 and accelerator.kind == "tpu":
-        lines = ["export SPECIALIZE_PROCESSES=auto"]
+        lines = [f"export {PROCESSES}=auto"]
     elif accelerator.hosts > 1:
         lines = [
-            f'export SPECIALIZE_COORDINATOR="$(echo "$SKYPILOT_NODE_IPS" | head -n1):{job.options.port}"',
-            'export SPECIALIZE_PROCESSES="$SKYPILOT_NUM_NODES"',
-            'export SPECIALIZE_PROCESS="$SKYPILOT_NODE_RANK"',
+            f'export {COORDINATOR}="$(echo "$SKYPILOT_NODE_IPS" | head -n1):{job.options.port}"',
+            f'export {PROCESSES}="$SKYPILOT_NUM_NODES"',
+            f'export {PROCESS}="$SKYPILOT_NODE_RANK"',
         ]
     return "\n".join([*lines, f'exec "{_PYTHON}/bin/{program}" {shlex.join(words)}', ""])

@@ -23,6 +23,7 @@ from launch.tpu_vm_flags import Create, Delete, Installation, Run, Status, Stop,
 from launch.words import parse, parse_flags
 from launch.workers import ARCHIVE, install_script, look_script, run_script, stop_script
 from specialize.errors import ConfigError, LaunchError
+from specialize.processes.identity import PROCESSES
 
 _LEFT_OUT = ("./runs", "./.venv", "./build", "__pycache__", "*.egg-info")
 """Not copied to the workers, beside what version control keeps: it is large, or of this machine."""
@@ -78,7 +79,7 @@ def create(words: list[str]) -> None:
     _wait(gcloud, options)
     if options.install:
         _install(gcloud, options)
-    _next(options, f"run --name {options.name} --zone {options.zone} --runs gs://BUCKET/runs experiments/FILE.py")
+    _next(options, f"run --name {options.name} --zone {options.zone} --runs FOLDER experiments/FILE.py")
 
 
 def install(words: list[str]) -> None:
@@ -92,7 +93,7 @@ def run(words: list[str]) -> None:
     """`tpu-vm run`."""
     job = parse(Run, words, "specialize launch tpu-vm run")
     options = job.options
-    env = {"PYTHONUNBUFFERED": "1", "SPECIALIZE_PROCESSES": "auto"} | environment(options.env)
+    env = {"PYTHONUNBUFFERED": "1", PROCESSES: "auto"} | environment(options.env)
     if Path(job.experiment).is_absolute() or ".." in Path(job.experiment).parts:
         raise ConfigError(f"'{job.experiment}': name the experiment file relative to the checkout that was installed.")
     script = run_script(job.train(options.runs), env)

@@ -94,7 +94,7 @@ class Run(WithLog):
     resumes one that has ended."""
 
     runs: str | None = None
-    """Folder of runs for `specialize train`, gs://BUCKET/FOLDER: disks of workers are not shared, and end with them."""
+    """Folder of runs for `specialize train`, which all workers reach: their disks are not shared, and end with them."""
     env: tuple[str, ...] = ()
     """NAME=VALUE for every process; may be given several times."""
     copy: bool = True

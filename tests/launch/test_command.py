@@ -76,7 +76,14 @@ def test_the_overview_has_every_launcher(capsys):
     assert "no launcher 'mars'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["gke", "sky", "tpu-vm"])
+def test_local_passes_words_and_the_exit_code_on(monkeypatch):
+    monkeypatch.setattr("launch.local.run_local", lambda options, words: len(words) + options.processes)
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "local", "--processes", "4", "--devices", "2", "x.py", "--a", "b"])
+    assert ended.value.code == 7
+
+
+@pytest.mark.parametrize("name", ["gke", "sky", "tpu-vm", "local"])
 def test_every_launcher_explains_itself(capsys, name):
     with pytest.raises(SystemExit) as ended:
         main(["launch", name, "--help"])
@@ -86,6 +93,6 @@ def test_every_launcher_explains_itself(capsys, name):
 
 def test_launchers_need_no_jax():
     """They run where there are no accelerators, and `--help` shall not wait."""
-    modules = ("launch.command", "launch.gke", "launch.tpu_vm", "launch.sky", "launch.accelerators")
+    modules = ("launch.command", "launch.gke", "launch.tpu_vm", "launch.sky", "launch.local")
     asked = f"import sys, {', '.join(modules)}; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -225,7 +225,7 @@ def test_the_jobset_has_the_name_of_the_run():
         (("--accelerator", "v5e-16", "--mount", "s3://b=/x"), "gs://BUCKET"),
         (("--accelerator", "v5e-16", "--mount", "gs://bucket=x"), "gs://BUCKET"),
         (("--accelerator", "v5e-16", "--spot", "--reservation", "r"), "Choose one"),
-        (("--accelerator", "v5e-16", "--port", "70000"), "65535"),
+        (("--accelerator", "v5e-16", "--port", "65535"), "1 to 65534"),
         (("--accelerator", "v5e-16", "--name", "…"), "letter or digit"),
     ],
 )

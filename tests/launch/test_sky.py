@@ -91,7 +91,7 @@ def test_flags_arrive(tmp_path, capsys):
         (("--accelerator", "l4-1", "--mount", "bucket=/x"), "gs://BUCKET"),
         (("--accelerator", "l4-1", "--mount", "gs://a=/x", "--mount", "gs://b=/x"), "mounted twice"),
         (("--accelerator", "l4-1", "--env", "SPECIALIZE_PROCESS=1"), "the launcher sets it"),
-        (("--accelerator", "l4-1", "--port", "0"), "1 to 65535"),
+        (("--accelerator", "l4-1", "--port", "0"), "1 to 65534"),
         (("--accelerator", "l4-1", "--restarts", "-1"), "0 or more"),
     ],
 )

@@ -111,12 +111,22 @@ def test_a_worker_that_fails_is_named_and_its_output_kept(installed):
     assert "'experiments/x.py' on 'pod': worker 1 failed, with code 3." in message
     assert "[1] out of memory" in message
     assert "[0]" not in message
+    # Worker 0 says first that it ends, but since another did.
+    (installed.homes[0] / "fails").write_text("76")
+    (installed.homes[1] / "hold").touch()
+    command = installed.command("run", *WHERE, FILE, cwd=Path.cwd())
+    soon(lambda: "ended with code 76" in Path("pod.log").read_text())
+    (installed.homes[1] / "hold").unlink()
+    said, _ = command.communicate(timeout=60)
+    assert command.returncode == 1
+    assert "worker 1 failed, with code 3. With it ended 0." in said
     kept = Path("pod.log").read_text()
     assert all(f"[{number}] step 1" in kept for number in range(2))
     # The same command goes on, when what was wrong is mended.
-    (installed.homes[1] / "fails").unlink()
+    for home in installed.homes:
+        (home / "fails").unlink()
     tpu_vm(["run", *WHERE, FILE])
-    assert [len(runs) for runs in installed.runs] == [2, 2]
+    assert [len(runs) for runs in installed.runs] == [3, 3]
 
 
 def test_a_worker_that_cannot_be_reached_is_named(installed, monkeypatch):
