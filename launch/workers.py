@@ -35,8 +35,9 @@ def install_script(extras: str, python: str) -> str:
     """
     steps = " && ".join(
         [
-            'rm -rf "$HOME/specialize"',
             'mkdir -p "$HOME/specialize"',
+            # What the checkout no longer has goes; runs that were not put elsewhere stay.
+            'find "$HOME/specialize" -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +',
             f'tar xzf "$HOME/{ARCHIVE}" -C "$HOME/specialize"',
             "python3 -m pip install --quiet --user uv",
             f'{{ [ -x "$HOME/.specialize/bin/python" ] || python3 -m uv venv --python {shlex.quote(python)} '
@@ -67,7 +68,8 @@ if running; then
   echo "[$worker] runs already; its output follows"
 else
   rm -f "$state/code"
-  setsid nohup bash -c {shlex.quote(inner)} "$state" > "$state/log" 2>&1 < /dev/null &
+  : > "$state/log"
+  setsid nohup bash -c {shlex.quote(inner)} "$state" >> "$state/log" 2>&1 < /dev/null &
   echo $! > "$state/pid"
 fi
 tail --lines=+1 --sleep-interval=0.2 --pid="$(cat "$state/pid")" --follow "$state/log" | {_NUMBERED}

@@ -73,6 +73,31 @@ def test_create_asks_waits_and_installs(cloud, capsys):
         assert f"[{number}] specialize 0" in Path("pod.log").read_text()
 
 
+def test_install_again_keeps_runs_and_nothing_that_is_old(installed):
+    for home in installed.homes:
+        (home / "specialize/runs").mkdir()
+        (home / "specialize/runs/kept").touch()
+        (home / "specialize/old.py").touch()
+    tpu_vm(["install", *WHERE])
+    for home in installed.homes:
+        assert (home / "specialize/runs/kept").exists()
+        assert not (home / "specialize/old.py").exists()
+        assert (home / "python3").read_text().count("uv venv") == 1
+
+
+def test_install_does_not_touch_a_run_that_is_under_way(installed):
+    for home in installed.homes:
+        (home / "hold").touch()
+    command = installed.command("run", *WHERE, FILE, cwd=Path.cwd())
+    soon(lambda: all(map(len, installed.runs)))
+    with pytest.raises(LaunchError, match="a run is under way: stop it first"):
+        tpu_vm(["install", *WHERE, "--log", "install.log"])
+    for home in installed.homes:
+        (home / "hold").unlink()
+    command.communicate(timeout=60)
+    assert command.returncode == 0
+
+
 def test_create_again_goes_on_with_waiting(cloud):
     (cloud.folder / "queue").write_text("PROVISIONING\nACTIVE")
     tpu_vm(["create", *WHERE, "--accelerator", "v5e-16", "--poll", "0", "--no-install"])
