@@ -25,6 +25,7 @@ test = [
     "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
     "httpx>=0.27",
+    "jsonschema>=4.20",  # the schema that job files are to satisfy
     "openai>=1.60",  # the client that the server is to satisfy
     "ruff>=0.14",
     "selenium>=4.25",  # the page, where Chromium and its driver are
@@ -46,8 +47,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["specialize", "specialize.*"]),
+    packages=find_packages(include=["specialize", "specialize.*", "launch", "launch.*"]),
     package_data={
+        "launch": ["py.typed"],
         "specialize": ["py.typed"],
         "specialize.score": ["*.jinja"],
         "specialize.serve": ["page/*"],
@@ -69,6 +71,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
+        "pyyaml>=6",
         "rich>=14",
         "safetensors>=0.6",
         "soundfile>=0.13",

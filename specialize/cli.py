@@ -568,9 +568,17 @@ def import_submodel(words: list[str]) -> None:
     print(printable(f"{command.out}: the Submodel of '{stored.speaker}', {stored.spec}"))
 
 
+def launch(words: list[str]) -> None:
+    """Run an experiment on this machine, SLURM, GKE or TPU VMs: `specialize launch WHERE … experiments/FILE.py`."""
+    from launch.command import launch as run_launcher
+
+    run_launcher(words)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "pretrain": pretrain,
+    "launch": launch,
     "evaluate": evaluate,
     "curve": curve,
     "transcribe": transcribe,

@@ -41,6 +41,10 @@ class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 
 
+class LaunchError(SpecializeError):
+    """What a launcher called ended in failure: another program, or a worker."""
+
+
 class AudioRefused(SpecializeError):
     """Audio of somebody that is not taken. The message says why, and may be shown to them: it names no path."""
 
