@@ -1,1 +1,1 @@
-"""Where an experiment runs: this machine, a SLURM cluster, TPUs. The experiment does not change; nothing here needs JAX."""
+"""Where an experiment runs: this machine, a SLURM cluster, TPUs. The experiment does not change; nothing needs JAX."""

@@ -1,7 +1,7 @@
-"""A real SLURM on this machine's loopback, all of it in one folder: `python -m tests.launch.slurm_cluster [COMMAND …]`.
+"""A real SLURM on this machine's loopback, all of it in one folder: `python -m tests.launch.slurm_cluster [COMMAND]`.
 
-It runs as whoever starts it, with a munge key, ports and sockets of its own, and reads and writes nothing in /etc. With a
-COMMAND, that runs with SLURM_CONF set to this cluster, and the cluster ends when it does; without one, a shell does.
+It runs as whoever starts it, with a munge key, ports and sockets of its own, and needs nothing in /etc. The COMMAND, or
+else a shell, runs with SLURM_CONF set to this cluster, which ends when it does.
 """
 
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+NODES = 3
 PATIENCE = 20.0
 """Seconds for the daemons to find one another."""
 
@@ -29,8 +30,7 @@ SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A requeued job waits until credentials of its last start have expired: two minutes where nothing else is said.
-AuthInfo=socket={folder}/munge.socket,cred_expire=1
+AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -57,10 +57,12 @@ JobRequeue=1
 ReturnToService=2
 KillWait={kill_wait}
 GresTypes=gpu
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs={cpus} RealMemory=1000
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime={grace} MaxTime=INFINITE
-PartitionName=hasty Nodes=ALL PriorityTier=1 GraceTime=0 MaxTime=INFINITE
-PartitionName=high Nodes=ALL PriorityTier=9 MaxTime=INFINITE
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs={cpus} RealMemory=4000 Gres=gpu:2 \
+    Feature=fast,large
+PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 GraceTime={grace} MaxTime=INFINITE
+PartitionName=hasty Nodes=n[1-2] PriorityTier=1 MaxTime=INFINITE
+PartitionName=high Nodes=n[1-2] PriorityTier=9 MaxTime=INFINITE
+PartitionName=apart Nodes=n3 PriorityTier=1 MaxTime=INFINITE
 """
 
 
@@ -70,10 +72,13 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A SLURM that runs; partitions `low` (preempted after a grace), `hasty` (preempted at once) and `high`."""
+    """A SLURM that runs.
+
+    Jobs of the partition `high` preempt those of `low`, after a grace, and of `hasty`, at once; these three share n1 and
+    n2, and `apart` has n3.
+    """
 
     folder: Path
-    nodes: int
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,6 +105,10 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split(" ")
         return {name: value for name, _, value in (word.partition("=") for word in words)}
 
+    def hurry(self, job: str) -> None:
+        """Spares a requeued job the two minutes for which SLURM lets it wait."""
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     def logs(self) -> str:
         """The ends of what the daemons have written."""
         files = sorted(self.folder.glob("*.log"))
@@ -107,11 +116,10 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nodes: int = 2, cpus: int = 2, grace: int = 20, kill_wait: int = 5) -> Iterator[Cluster]:
+def cluster(cpus: int = 2, grace: int = 20, kill_wait: int = 5) -> Iterator[Cluster]:
     """Starts a SLURM and ends it, with everything that runs in it.
 
     Args:
-        nodes: how many `slurmd`.
         cpus: of each node, as SLURM counts; the machine may have fewer.
         grace: seconds between SIGTERM and the end, of a job in `low` that is preempted.
         kill_wait: seconds between SIGTERM and SIGKILL of a job that is ended.
@@ -126,10 +134,12 @@ def cluster(nodes: int = 2, cpus: int = 2, grace: int = 20, kill_wait: int = 5) 
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)))
         folder.chmod(0o755)  # munge wants to be reached by everybody
-        ports = _free_ports(nodes)
+        ports = _free_ports(NODES)
         (folder / "state").mkdir()
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
+        # SLURM believes in them without looking.
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")
         (folder / "slurm.conf").write_text(
             CONFIGURATION.format(
                 host=socket.gethostname().partition(".")[0],
@@ -137,13 +147,13 @@ def cluster(nodes: int = 2, cpus: int = 2, grace: int = 20, kill_wait: int = 5) 
                 user=_user(),
                 folder=folder,
                 kill_wait=kill_wait,
-                nodes=nodes,
+                nodes=NODES,
                 ports=",".join(map(str, ports)),
                 cpus=cpus,
                 grace=grace,
             )
         )
-        of = Cluster(folder, nodes)
+        of = Cluster(folder)
 
         def daemon(name: str, *words: str) -> None:
             _daemon(ending, of, name, *words)
@@ -152,10 +162,10 @@ def cluster(nodes: int = 2, cpus: int = 2, grace: int = 20, kill_wait: int = 5) 
         daemon("munged", "--foreground", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key", *files)
         _until(lambda: (folder / "munge.socket").exists(), of, "munged made no socket")
         daemon("slurmctld", "-D", "-f", f"{folder}/slurm.conf")
-        for node in range(1, nodes + 1):
+        for node in range(1, NODES + 1):
             (folder / f"spool.n{node}").mkdir()
             daemon("slurmd", "-D", "-N", f"n{node}", "-f", f"{folder}/slurm.conf")
-        _until(lambda: _idle(of) == nodes, of, "the nodes did not come up")
+        _until(lambda: _idle(of) == NODES, of, "the nodes did not come up")
         ending.callback(_end_jobs, of)
         yield of
 
@@ -200,13 +210,13 @@ def _daemon(ending: ExitStack, of: Cluster, name: str, *words: str) -> None:
 def _idle(of: Cluster) -> int:
     """How many nodes are ready."""
     done = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--partition=low", "--states=idle", "--format=%N"],
+        ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"],
         env=of.environment,
         capture_output=True,
         text=True,
         timeout=30,
     )
-    return len(done.stdout.split()) if done.returncode == 0 else 0
+    return len(set(done.stdout.split())) if done.returncode == 0 else 0
 
 
 def _until(happened: Callable[[], bool], of: Cluster, otherwise: str) -> None:
@@ -221,7 +231,7 @@ def _end_jobs(of: Cluster) -> None:
     """Kills what is left, so that no step outlives its daemons."""
     subprocess.run(["scancel", "--user", _user()], env=of.environment, capture_output=True, timeout=30)
     until = time.monotonic() + PATIENCE
-    while time.monotonic() < until and _idle(of) < of.nodes:
+    while time.monotonic() < until and _idle(of) < NODES:
         time.sleep(0.1)
 
 

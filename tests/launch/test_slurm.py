@@ -1,0 +1,262 @@
+"""Jobs of a real SLURM that are submitted, watched, cancelled, preempted and told to stop, and the text of their script."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from launch.slurm import slurm
+from launch.slurm_script import Slurm, script
+from specialize.base import save_base
+from specialize.cli import main
+from specialize.errors import ConfigError
+from specialize.submodel import SubmodelStore
+from tests.bases import tiny_whisper
+from tests.launch.slurm_cluster import CannotStart, Cluster, cluster
+from tests.people import write_people
+
+ROOT = Path(__file__).parents[2]
+
+# Counts until it is told that it may end, one line a step. At SIGTERM it saves where it is, rank 1 more slowly than rank
+# 0, and the next sitting counts on from there.
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, rank, asked = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"]), []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+saved = folder / f"saved.{rank}"
+step = int(saved.read_text()) if saved.exists() else 0
+print("begins at", step, flush=True)
+(folder / f"pid.{rank}").write_text(str(os.getpid()))
+while not (folder / "end").exists():
+    if asked:
+        time.sleep(0.2 + rank)
+        saved.write_text(str(step))
+        print("saved at", step, flush=True)
+        sys.exit(75)
+    step += 1
+    with (folder / f"steps.{rank}").open("a") as file:
+        file.write(f"{step}\\n")
+    time.sleep(0.05)
+code = (folder / "end").read_text().split()[rank]
+print("ends with", code, flush=True)
+sys.exit(int(code))
+"""
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Cluster]:
+    """A SLURM of this machine's own."""
+    try:
+        with cluster() as made:
+            yield made
+    except CannotStart as error:
+        pytest.skip(f"needs a SLURM: {error}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that runs PROGRAM on two nodes, or one."""
+
+    of: Cluster
+    folder: Path
+    number: str
+    nodes: int
+
+    def log(self) -> str:
+        return "".join(file.read_text() for file in (self.folder / "logs").iterdir())
+
+    def steps(self, rank: int) -> list[int]:
+        file = self.folder / f"steps.{rank}"
+        return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def runs(self) -> bool:
+        return all(self.steps(rank) for rank in range(self.nodes))
+
+    def may_end(self, codes: str = "0 0") -> None:
+        (self.folder / "beside").write_text(codes)
+        (self.folder / "beside").rename(self.folder / "end")
+
+    def alive(self) -> list[int]:
+        """Ranks whose process there is."""
+        pids = {rank: int((self.folder / f"pid.{rank}").read_text()) for rank in range(self.nodes)}
+        return [rank for rank, pid in pids.items() if Path(f"/proc/{pid}").exists()]
+
+    def assert_went_on(self) -> None:
+        """That no rank made a step twice, or left one out."""
+        for rank in range(self.nodes):
+            assert self.steps(rank) == list(range(1, len(self.steps(rank)) + 1))
+            assert f"{rank}: saved at" in self.log()
+
+
+def submit(of: Cluster, folder: Path, **options: Any) -> Job:
+    """Gives PROGRAM to SLURM with the script of an experiment."""
+    asked = Slurm(**{"nodes": 2, "cpus_per_task": 2, "name": "count", "log": folder / "logs"} | options)
+    asked.log.mkdir()
+    text = script([sys.executable, "-c", PROGRAM, str(folder)], asked)
+    done = subprocess.run(["sbatch", "--parsable"], input=text, env=of.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Job(of, folder, done.stdout.strip(), asked.nodes)
+
+
+def until(happened: Callable[[], Any], job: Job | None = None, seconds: float = 30.0) -> None:
+    """Waits for something, and shows the job's log if it does not happen."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, (
+            "" if job is None else f"{job.of.facts(job.number)}\n{job.log()}\n{job.of.logs()}"
+        )
+        time.sleep(0.1)
+
+
+def preempt(job: Job) -> str:
+    """Submits a short job that needs the nodes of another, and has priority."""
+    words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    return job.of.run("sbatch", "--parsable", *words)
+
+
+def goes_on(job: Job) -> None:
+    """Waits until a job is back in the queue, and starts it without waiting for its turn."""
+    until(lambda: job.of.state(job.number) == "PENDING", job)
+    job.of.hurry(job.number)
+    until(lambda: job.log().count("0: begins at") == 2, job)
+
+
+@pytest.fixture(scope="module")
+def limited(here, tmp_path_factory) -> Job:
+    """A job whose time is over soon. SLURM looks twice a minute; meanwhile others are tested."""
+    job = submit(here, tmp_path_factory.mktemp("limited"), nodes=1, partition="apart", time="10", signal_seconds=40)
+    until(job.runs, job)
+    here.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+    return job
+
+
+def test_a_job_runs_and_its_log_says_which_rank_said_what(here, limited, tmp_path):
+    job = submit(here, tmp_path)
+    until(job.runs, job)
+    assert here.state(job.number) == "RUNNING"
+    job.may_end()
+    until(lambda: here.state(job.number) == "COMPLETED", job)
+    assert [file.name for file in (tmp_path / "logs").iterdir()] == [f"count-{job.number}.log"]
+    assert "sitting 1, n[1-2]" in job.log()
+    assert {"0: ends with 0", "1: ends with 0"} <= set(job.log().splitlines())
+    assert here.facts(job.number)["ExitCode"] == "0:0"
+
+
+def test_a_cancelled_job_saves_and_is_not_requeued_and_nothing_of_it_is_left(here, limited, tmp_path):
+    job = submit(here, tmp_path)
+    until(job.runs, job)
+    here.run("scancel", job.number)
+    until(lambda: here.state(job.number) == "CANCELLED", job)
+    assert job.alive() == []
+    assert {"0: saved at", "1: saved at"} <= {line.rpartition(" ")[0] for line in job.log().splitlines()}
+    time.sleep(1.5)  # in which it would come back
+    assert here.state(job.number) == "CANCELLED"
+    assert here.facts(job.number)["Restarts"] == "0"
+
+
+@pytest.mark.parametrize("partition", ["low", "hasty"])
+def test_a_preempted_job_goes_back_into_the_queue_once_and_on_from_where_it_was(here, limited, tmp_path, partition):
+    job = submit(here, tmp_path, partition=partition)
+    until(job.runs, job)
+    other = preempt(job)
+    until(lambda: here.state(other) == "COMPLETED", job)
+    goes_on(job)
+    job.may_end()
+    until(lambda: here.state(job.number) == "COMPLETED", job)
+    job.assert_went_on()
+    assert here.facts(job.number)["Restarts"] == "1"
+    assert "sitting 2, n[1-2]" in job.log()
+    # With a grace nobody but the script requeues; without, nobody but SLURM.
+    assert ("goes back into the queue" in job.log()) == (partition == "low")
+
+
+def test_a_job_that_is_told_to_stop_comes_back_unless_it_must_not(here, limited, tmp_path):
+    job = submit(here, tmp_path, requeue=False)
+    until(job.runs, job)
+    here.run("scancel", "--signal=TERM", job.number)
+    until(lambda: here.state(job.number) == "FAILED", job)
+    assert here.facts(job.number)["ExitCode"] == "75:0"
+    assert "stopped and saved; submitted again" in job.log()
+    assert job.alive() == []
+
+
+def test_the_first_exit_code_that_is_not_0_ends_all_ranks_and_is_passed_on(here, limited, tmp_path):
+    program = "import os, sys, time; print('up', flush=True); time.sleep(1); rank = int(os.environ['SLURM_PROCID'])\n"
+    program += "sys.exit(3) if rank else time.sleep(600)"
+    (tmp_path / "logs").mkdir()
+    text = script([sys.executable, "-c", program], Slurm(nodes=2, name="dies", log=tmp_path / "logs"))
+    done = subprocess.run(
+        ["sbatch", "--wait"], input=text, env=here.environment, capture_output=True, text=True, timeout=30
+    )
+    log = next((tmp_path / "logs").iterdir()).read_text()
+    assert "task 1: Exited with exit code 3" in log
+    assert done.returncode == 3, log
+
+
+def test_setup_runs_first_and_a_line_that_fails_ends_the_job(here, limited, tmp_path):
+    job = submit(
+        here, tmp_path, setup=("export SAID=yes; echo said=$SAID", "exit_with() { return $1; }", "exit_with 9")
+    )
+    until(lambda: here.state(job.number) == "FAILED", job)
+    assert job.log().splitlines() == ["said=yes"]
+    assert here.facts(job.number)["ExitCode"] == "9:0"
+
+
+ODD = ["a b", "it's", '"', "$HOME", "`id`", "\\", "*", "", "--", "#SBATCH --nodes=99", "é\n$(exit 1)", "!"]
+
+
+def test_odd_words_come_as_they_are_and_the_log_is_where_it_should_be(here, limited, tmp_path):
+    log, told = tmp_path / "it's 50% \\ done", tmp_path / "told"
+    log.mkdir()
+    program = "import json, os, sys; open(sys.argv[1], 'w').write(json.dumps(sys.argv[2:]))"
+    text = script([sys.executable, "-c", program, str(told), *ODD], Slurm(name="odd", log=log))
+    subprocess.run(["sbatch", "--wait"], input=text, env=here.environment, check=True, timeout=30)
+    assert json.loads(told.read_text()) == ODD
+    assert len(list(log.glob("odd-*.log"))) == 1
+
+
+EVERYTHING = Slurm(
+    nodes=2,
+    tasks_per_node=2,
+    gpus_per_task=1,
+    cpus_per_task=1,
+    partition="high",
+    account="lab",
+    qos="normal",
+    time="1-00:30",
+    mem="2G",
+    constraint="fast|large",
+    signal_seconds=90,
+    name="all.of-it_",
+    setup=("module load cuda", "source ~/it's/activate"),
+)
+
+
+@pytest.mark.parametrize("options", [Slurm(name="x"), EVERYTHING, replace(EVERYTHING, requeue=False, mem="0")])
+def test_sbatch_takes_every_flag(here, options):
+    text = script(["python", *ODD], options if options.setup == () else replace(options, setup=("true",)))
+    done = subprocess.run(["sbatch", "--test-only"], input=text, env=here.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"using {max(2, 2 * options.nodes) if options.nodes == 2 else 1} processors" in done.stderr
+
+
+@pytest.mark.parametrize("options", [Slurm(name="x"), EVERYTHING, replace(EVERYTHING, requeue=False, setup=())])
+def test_the_script_is_one_of_bash(options):
+    text = script(["python", *ODD], replace(options, setup=options.setup[:1]))
+    checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    heads = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert ("#SBATCH --requeue" in heads) == options.requeue
+    # SLURM reads no more of them after the first line of the shell.
+    assert heads == text.splitlines()[2 : 2 + len(heads)]
