@@ -74,8 +74,8 @@ class CannotStart(Exception):
 class Cluster:
     """A SLURM that runs.
 
-    Jobs of the partition `high` preempt those of `low`, after a grace, and of `hasty`, at once; these three share n1 and
-    n2, and `apart` has n3.
+    Jobs of the partition `high` preempt those of `low`, after a grace, and of `hasty`, at once; these three share n1
+    and n2, and `apart` has n3.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""Jobs of a real SLURM that are submitted, watched, cancelled, preempted and told to stop, and the text of their script."""
+"""Jobs of a real SLURM that are submitted, watched, cancelled, preempted and stopped, and the text of their script."""
 
 import json
 import os
@@ -26,8 +26,8 @@ from tests.people import write_people
 
 ROOT = Path(__file__).parents[2]
 
-# Counts until it is told that it may end, one line a step. At SIGTERM it saves where it is, rank 1 more slowly than rank
-# 0, and the next sitting counts on from there.
+# Counts until it is told to end, one line a step. At SIGTERM it saves where it is, rank 1 more slowly than rank 0, and the
+# next sitting counts on from there.
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ saved = folder / f"saved.{rank}"
 step = int(saved.read_text()) if saved.exists() else 0
 print("begins at", step, flush=True)
 (folder / f"pid.{rank}").write_text(str(os.getpid()))
-while not (folder / "end").exists():
+while not (folder / f"end.{rank}").exists():
     if asked:
         time.sleep(0.2 + rank)
         saved.write_text(str(step))
@@ -48,7 +48,7 @@ while not (folder / "end").exists():
     with (folder / f"steps.{rank}").open("a") as file:
         file.write(f"{step}\\n")
     time.sleep(0.05)
-code = (folder / "end").read_text().split()[rank]
+code = (folder / f"end.{rank}").read_text()
 print("ends with", code, flush=True)
 sys.exit(int(code))
 """
@@ -83,9 +83,12 @@ class Job:
     def runs(self) -> bool:
         return all(self.steps(rank) for rank in range(self.nodes))
 
-    def may_end(self, codes: str = "0 0") -> None:
-        (self.folder / "beside").write_text(codes)
-        (self.folder / "beside").rename(self.folder / "end")
+    def end(self, **codes: int) -> None:
+        """Tells ranks to end with an exit code, `rank1=3`; none named is all of them with 0."""
+        for rank in range(self.nodes):
+            if not codes or f"rank{rank}" in codes:
+                (self.folder / "beside").write_text(str(codes.get(f"rank{rank}", 0)))
+                (self.folder / "beside").rename(self.folder / f"end.{rank}")
 
     def alive(self) -> list[int]:
         """Ranks whose process there is."""
@@ -99,11 +102,11 @@ class Job:
             assert f"{rank}: saved at" in self.log()
 
 
-def submit(of: Cluster, folder: Path, **options: Any) -> Job:
-    """Gives PROGRAM to SLURM with the script of an experiment."""
+def submit(of: Cluster, folder: Path, *command: str, **options: Any) -> Job:
+    """Gives PROGRAM, or another command, to SLURM with the script of an experiment."""
     asked = Slurm(**{"nodes": 2, "cpus_per_task": 2, "name": "count", "log": folder / "logs"} | options)
     asked.log.mkdir()
-    text = script([sys.executable, "-c", PROGRAM, str(folder)], asked)
+    text = script([sys.executable, "-c", *(command or (PROGRAM, str(folder)))], asked)
     done = subprocess.run(["sbatch", "--parsable"], input=text, env=of.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Job(of, folder, done.stdout.strip(), asked.nodes)
@@ -145,7 +148,7 @@ def test_a_job_runs_and_its_log_says_which_rank_said_what(here, limited, tmp_pat
     job = submit(here, tmp_path)
     until(job.runs, job)
     assert here.state(job.number) == "RUNNING"
-    job.may_end()
+    job.end()
     until(lambda: here.state(job.number) == "COMPLETED", job)
     assert [file.name for file in (tmp_path / "logs").iterdir()] == [f"count-{job.number}.log"]
     assert "sitting 1, n[1-2]" in job.log()
@@ -172,7 +175,7 @@ def test_a_preempted_job_goes_back_into_the_queue_once_and_on_from_where_it_was(
     other = preempt(job)
     until(lambda: here.state(other) == "COMPLETED", job)
     goes_on(job)
-    job.may_end()
+    job.end()
     until(lambda: here.state(job.number) == "COMPLETED", job)
     job.assert_went_on()
     assert here.facts(job.number)["Restarts"] == "1"
@@ -191,17 +194,36 @@ def test_a_job_that_is_told_to_stop_comes_back_unless_it_must_not(here, limited,
     assert job.alive() == []
 
 
-def test_the_first_exit_code_that_is_not_0_ends_all_ranks_and_is_passed_on(here, limited, tmp_path):
-    program = "import os, sys, time; print('up', flush=True); time.sleep(1); rank = int(os.environ['SLURM_PROCID'])\n"
-    program += "sys.exit(3) if rank else time.sleep(600)"
-    (tmp_path / "logs").mkdir()
-    text = script([sys.executable, "-c", program], Slurm(nodes=2, name="dies", log=tmp_path / "logs"))
-    done = subprocess.run(
-        ["sbatch", "--wait"], input=text, env=here.environment, capture_output=True, text=True, timeout=30
+def test_an_exit_code_that_is_not_0_ends_all_ranks_and_is_passed_on(here, limited, tmp_path):
+    job = submit(here, tmp_path)
+    until(job.runs, job)
+    job.end(rank1=3)
+    until(lambda: here.state(job.number) == "FAILED", job)
+    assert here.facts(job.number)["ExitCode"] == "3:0"
+    assert "task 1: Exited with exit code 3" in job.log()
+    assert job.alive() == []
+
+
+def test_a_rank_that_cannot_save_is_killed_and_the_job_is_not_started_again(here, limited, tmp_path):
+    program = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif os.environ['SLURM_PROCID'] == '1': "
     )
-    log = next((tmp_path / "logs").iterdir()).read_text()
-    assert "task 1: Exited with exit code 3" in log
-    assert done.returncode == 3, log
+    job = submit(here, tmp_path, program + "os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)")
+    until(lambda: here.state(job.number) == "FAILED", job)
+    assert here.facts(job.number)["ExitCode"] == "137:0"
+    assert "task 1: Exited with exit code 137" in job.log()
+
+
+def test_a_rank_that_is_stopped_before_it_can_listen_brings_the_job_back(here, limited, tmp_path):
+    program = (
+        "import os, sys, time; print('begins at', 0, flush=True); time.sleep(0 if 'again' in os.listdir('.') else 600)"
+    )
+    job = submit(here, tmp_path, f"import os; os.chdir({str(tmp_path)!r})\n{program}")
+    until(lambda: "1: begins at" in job.log() and "0: begins at" in job.log(), job)
+    (tmp_path / "again").touch()
+    here.run("scancel", "--signal=TERM", job.number)
+    goes_on(job)
+    until(lambda: here.state(job.number) == "COMPLETED", job)
 
 
 def test_setup_runs_first_and_a_line_that_fails_ends_the_job(here, limited, tmp_path):
@@ -217,13 +239,12 @@ ODD = ["a b", "it's", '"', "$HOME", "`id`", "\\", "*", "", "--", "#SBATCH --node
 
 
 def test_odd_words_come_as_they_are_and_the_log_is_where_it_should_be(here, limited, tmp_path):
-    log, told = tmp_path / "it's 50% \\ done", tmp_path / "told"
-    log.mkdir()
-    program = "import json, os, sys; open(sys.argv[1], 'w').write(json.dumps(sys.argv[2:]))"
-    text = script([sys.executable, "-c", program, str(told), *ODD], Slurm(name="odd", log=log))
-    subprocess.run(["sbatch", "--wait"], input=text, env=here.environment, check=True, timeout=30)
+    log, told = tmp_path / "it's 50% done", tmp_path / "told"
+    program = "import json, sys; open(sys.argv[1], 'w').write(json.dumps(sys.argv[2:]))"
+    job = submit(here, tmp_path, program, str(told), *ODD, nodes=1, log=log)
+    until(lambda: here.state(job.number) == "COMPLETED")
     assert json.loads(told.read_text()) == ODD
-    assert len(list(log.glob("odd-*.log"))) == 1
+    assert [file.name for file in log.iterdir()] == [f"count-{job.number}.log"]
 
 
 EVERYTHING = Slurm(
@@ -248,7 +269,7 @@ def test_sbatch_takes_every_flag(here, options):
     text = script(["python", *ODD], options if options.setup == () else replace(options, setup=("true",)))
     done = subprocess.run(["sbatch", "--test-only"], input=text, env=here.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"using {max(2, 2 * options.nodes) if options.nodes == 2 else 1} processors" in done.stderr
+    assert f"using {options.nodes * options.tasks_per_node} processors" in done.stderr
 
 
 @pytest.mark.parametrize("options", [Slurm(name="x"), EVERYTHING, replace(EVERYTHING, requeue=False, setup=())])
@@ -260,3 +281,87 @@ def test_the_script_is_one_of_bash(options):
     assert ("#SBATCH --requeue" in heads) == options.requeue
     # SLURM reads no more of them after the first line of the shell.
     assert heads == text.splitlines()[2 : 2 + len(heads)]
+
+
+TOO_SHORT = "told to save up to 180 s before the end"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "why"),
+    [
+        ("nodes", 0, "at least 1"),
+        ("tasks_per_node", 0, "at least 1"),
+        ("gpus_per_task", -1, "at least 1"),
+        ("signal_seconds", 70000, "65535"),
+        ("time", "soon", "write minutes"),
+        ("time", "1:2:3:4", "write minutes"),
+        ("time", "0", "write minutes"),
+        ("time", "3", TOO_SHORT),
+        ("time", "2:59", TOO_SHORT),
+        ("time", "0-0:3", TOO_SHORT),
+        ("mem", "64 GB", "64G"),
+        ("name", "a/b", "the log is called after it"),
+        ("partition", "a b", "without spaces"),
+        ("constraint", "a'b", "without spaces"),
+        ("setup", ("a\nb",), "its own --setup"),
+    ],
+)
+def test_what_slurm_would_not_take_is_refused_by_name(flag, value, why):
+    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} ") as refused:
+        Slurm(**{flag: value})
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("time", ["4", "3:01", "0:3:01", "0-1", "0-0:04", "0-0:0:181", "365-0"])
+def test_times_are_read_as_slurm_reads_them(time):
+    assert Slurm(time=time).time == time
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch) -> Path:
+    """A folder to type commands in, with an experiment's file."""
+    monkeypatch.chdir(tmp_path)
+    Path("ex periment.py").write_text("")
+    return Path("ex periment.py")
+
+
+def test_flags_before_the_file_are_the_launchers_and_those_after_it_of_train(experiment, capsys):
+    slurm(["--nodes", "3", "--no-requeue", "--dry-run", "--setup=a b", str(experiment), "--nodes", "5", "--out", "x"])
+    printed = capsys.readouterr().out
+    assert "#SBATCH --nodes=3\n" in printed
+    assert "#SBATCH --job-name=ex-periment\n" in printed
+    words = ["python", "-m", "specialize.cli", "train", "'ex periment.py'", "--nodes", "5", "--out", "x"]
+    assert "command=(\n    " + "\n    ".join(words) + "\n)" in printed
+    assert not Path("logs").exists()
+    assert not Path("x").exists()
+
+
+def test_the_script_can_be_kept(experiment, capsys):
+    slurm(["--out", "folder/job.sh", "--dry-run", str(experiment)])
+    assert Path("folder/job.sh").read_text() == capsys.readouterr().out
+
+
+def test_without_an_experiment_or_slurm_it_says_what_to_do(experiment, monkeypatch):
+    with pytest.raises(ConfigError, match="Name the experiment's file"):
+        slurm(["--nodes", "2"])
+    with pytest.raises(ConfigError, match=r"no experiment file 'other\.py'"):
+        slurm(["other.py"])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="no `sbatch` .* login node"):
+        slurm([str(experiment)])
+
+
+def test_a_job_that_slurm_refuses_is_told_with_its_reason(here, experiment, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", here.environment["SLURM_CONF"])
+    with pytest.raises(ConfigError, match="sbatch refused the job: .*invalid partition.* `sinfo`"):
+        slurm(["--partition", "nowhere", str(experiment)])
+
+
+def test_a_job_near_its_time_limit_saves_and_goes_on_in_another_sitting(here, limited):
+    """It began with the first test. SLURM may be half a minute late."""
+    until(lambda: "goes back into the queue" in limited.log(), limited, 70.0)
+    here.run("scontrol", "update", f"JobId={limited.number}", "TimeLimit=10")
+    goes_on(limited)
+    limited.end()
+    until(lambda: here.state(limited.number) == "COMPLETED", limited)
+    limited.assert_went_on()
