@@ -26,12 +26,7 @@ def slurm(words: list[str]) -> None:
         SystemExit: with `--help`, wrong flags, or the job's exit code after `--wait`.
     """
     own, rest = _split(words)
-    options = tyro.cli(
-        Slurm,
-        args=own,
-        prog="specialize launch slurm",
-        usage="specialize launch slurm [OPTIONS] EXPERIMENT.py [FLAGS …]",
-    )
+    options = tyro.cli(Slurm, args=own, prog="specialize launch slurm")
     if not rest:
         raise ConfigError("Name the experiment's file: specialize launch slurm [flags] EXPERIMENT.py [flags of train].")
     file = Path(rest[0])
@@ -73,9 +68,9 @@ def _submit(text: str, options: Slurm) -> None:
             said.seek(0)
             complaint = said.read()
             if not job:
-                complaint = " ".join(complaint.split()).removeprefix("sbatch: error: ")
+                complaint = "; ".join(line.removeprefix("sbatch: error: ") for line in complaint.splitlines())
                 raise ConfigError(
-                    f"sbatch refused the job: {complaint} (`sinfo` lists partitions, limits and nodes.) Change the "
+                    f"sbatch refused the job: {complaint}. `sinfo` lists partitions, limits and nodes; change the "
                     "flags, and submit again."
                 )
             print(complaint, end="", file=sys.stderr)  # warnings

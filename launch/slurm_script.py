@@ -37,7 +37,10 @@ _WORD = re.compile(r"[^\s'\"\\\x00-\x1f]+")
 
 @dataclass(frozen=True)
 class Slurm:
-    """Submit an experiment to a SLURM cluster. Flags of `specialize train` come after the experiment's file."""
+    """Submit an experiment to a SLURM cluster: `specialize launch slurm [these flags] EXPERIMENT.py [flags of train]`.
+
+    What comes after the experiment's file is for `specialize train`, on every process of the job.
+    """
 
     nodes: int = 1
     """Nodes of the job."""
