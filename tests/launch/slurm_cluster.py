@@ -20,7 +20,7 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 NODES = 3
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds for the daemons to find one another."""
 
 CONFIGURATION = """\
@@ -116,7 +116,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(cpus: int = 2, grace: int = 20, kill_wait: int = 5) -> Iterator[Cluster]:
+def cluster(cpus: int = 2, grace: int = 60, kill_wait: int = 5) -> Iterator[Cluster]:
     """Starts a SLURM and ends it, with everything that runs in it.
 
     Args:

@@ -117,7 +117,7 @@ def submit(of: Cluster, folder: Path, *command: str, **options: Any) -> Job:
     return Job(of, folder, done.stdout.strip(), asked.nodes)
 
 
-def until(happened: Callable[[], Any], what: Callable[[], str], seconds: float = 30.0) -> None:
+def until(happened: Callable[[], Any], what: Callable[[], str], seconds: float = 60.0) -> None:
     """Waits for something, and says what there is instead if it does not happen."""
     end = time.monotonic() + seconds
     while not happened():
@@ -376,7 +376,7 @@ def test_a_job_that_slurm_refuses_is_told_with_its_reason(here, experiment, monk
 
 def test_a_job_near_its_time_limit_saves_and_goes_on_in_another_sitting(here, limited):
     """It began with the first test. SLURM may be half a minute late."""
-    until(lambda: "goes back into the queue" in limited.log(), limited.told, 70.0)
+    until(lambda: "goes back into the queue" in limited.log(), limited.told, 120.0)
     here.run("scontrol", "update", f"JobId={limited.number}", "TimeLimit=10")
     goes_on(limited)
     limited.end()
@@ -437,7 +437,7 @@ def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, 
     def log_of() -> str:
         return f"{here.facts(number)}\n{log.read_text() if log.exists() else 'no log'}"
 
-    until((tmp_path / "looks").exists, log_of, 60.0)
+    until((tmp_path / "looks").exists, log_of, 240.0)
     other = preempt(here)
     until(lambda: here.facts(number)["PreemptTime"] != "None", log_of)
     (tmp_path / "go").touch()
@@ -445,7 +445,7 @@ def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, 
     until(lambda: here.state(other) == "COMPLETED", log_of)
     assert list((tmp_path / "runs/people/state").iterdir())
     here.hurry(number)
-    until(lambda: here.state(number) not in ("PENDING", "RUNNING", "COMPLETING"), log_of, 60.0)
+    until(lambda: here.state(number) not in ("PENDING", "RUNNING", "COMPLETING"), log_of, 240.0)
     assert here.state(number) == "COMPLETED", log_of()
     assert "its state is saved" in log.read_text()
     assert "goes on with" in log.read_text()
