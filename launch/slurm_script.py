@@ -111,8 +111,8 @@ class Slurm:
                 raise _refused(name, value, "write it without spaces, quotes and backslashes")
         if any("\n" in line for line in self.setup):
             raise _refused("setup", next(line for line in self.setup if "\n" in line), "give each line its own --setup")
-        if "\n" in str(self.log):
-            raise _refused("log", self.log, "SLURM takes no folder with a line break in its name")
+        if {"\n", "\\"} & set(str(self.log)):
+            raise _refused("log", self.log, "SLURM takes no folder with a backslash or a line break in its name")
 
 
 _RANK = """\

@@ -116,7 +116,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(cpus: int = 2, grace: int = 60, kill_wait: int = 5) -> Iterator[Cluster]:
+def cluster(cpus: int = 2, grace: int = 60, kill_wait: int = 3) -> Iterator[Cluster]:
     """Starts a SLURM and ends it, with everything that runs in it.
 
     Args:

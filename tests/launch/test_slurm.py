@@ -41,7 +41,7 @@ print("begins at", step, flush=True)
 (folder / f"pid.{rank}").write_text(str(os.getpid()))
 while not (folder / f"end.{rank}").exists():
     if asked:
-        time.sleep(0.2 + rank)
+        time.sleep(0.2 + rank * float(sys.argv[2]))
         saved.write_text(str(step))
         print("saved at", step, flush=True)
         sys.exit(75)
@@ -111,7 +111,7 @@ def submit(of: Cluster, folder: Path, *command: str, **options: Any) -> Job:
     """Gives PROGRAM, or another command, to SLURM with the script of an experiment."""
     asked = Slurm(**{"nodes": 2, "cpus_per_task": 2, "name": "count", "log": folder / "logs"} | options)
     asked.log.mkdir()
-    text = script([sys.executable, "-c", *(command or (PROGRAM, str(folder)))], asked)
+    text = script([sys.executable, "-c", *(command or (PROGRAM, str(folder), "1"))], asked)
     done = subprocess.run(["sbatch", "--parsable"], input=text, env=of.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Job(of, folder, done.stdout.strip(), asked.nodes)
@@ -166,6 +166,7 @@ def test_a_cancelled_job_saves_and_is_not_requeued_and_nothing_of_it_is_left(her
     until(lambda: here.state(job.number) == "CANCELLED", job.told)
     assert job.alive() == []
     assert {"0: saved at", "1: saved at"} <= {line.rpartition(" ")[0] for line in job.log().splitlines()}
+    assert "by itself, which is COMPLETING" in job.log()
     time.sleep(1.5)  # in which it would come back
     assert here.state(job.number) == "CANCELLED"
     assert here.facts(job.number)["Restarts"] == "0"
@@ -185,6 +186,29 @@ def test_a_preempted_job_goes_back_into_the_queue_once_and_on_from_where_it_was(
     assert "sitting 2, n[1-2]" in job.log()
     # With a grace nobody but the script requeues; without, nobody but SLURM.
     assert ("goes back into the queue" in job.log()) == (partition == "low")
+    assert ("by itself, which is COMPLETING" in job.log()) == (partition == "hasty")
+
+
+def test_a_rank_may_take_longer_to_save_than_srun_would_wait_for_it(here, limited, tmp_path):
+    job = submit(here, tmp_path, PROGRAM, str(tmp_path), "6")
+    until(job.runs, job.told)
+    here.run("scancel", "--signal=TERM", job.number)
+    goes_on(job)
+    job.end()
+    until(lambda: here.state(job.number) == "COMPLETED", job.told)
+    job.assert_went_on()
+
+
+def test_a_node_that_fails_brings_the_job_back(here, limited, tmp_path):
+    job = submit(here, tmp_path)
+    until(job.runs, job.told)
+    here.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    until(lambda: here.state(job.number) == "PENDING", job.told)
+    here.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    goes_on(job)
+    job.end()
+    until(lambda: here.state(job.number) == "COMPLETED", job.told)
+    assert here.facts(job.number)["Restarts"] == "1"
 
 
 def test_a_job_that_is_told_to_stop_comes_back_unless_it_must_not(here, limited, tmp_path):
@@ -306,6 +330,7 @@ TOO_SHORT = "told to save up to 180 s before the end"
         ("name", "a/b", "the log is called after it"),
         ("partition", "a b", "without spaces"),
         ("constraint", "a'b", "without spaces"),
+        ("log", Path("a\\b"), "backslash"),
         ("setup", ("a\nb",), "its own --setup"),
     ],
 )
@@ -350,7 +375,7 @@ def test_without_an_experiment_or_slurm_it_says_what_to_do(experiment, monkeypat
     with pytest.raises(ConfigError, match=r"no experiment file 'other\.py'"):
         slurm(["other.py"])
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ConfigError, match="no `sbatch` .* login node"):
+    with pytest.raises(ConfigError, match=r"no `sbatch` .* login node"):
         slurm([str(experiment)])
 
 
@@ -364,13 +389,13 @@ def test_it_may_wait_for_the_job_and_pass_its_exit_code_on(here, experiment, mon
 
 def test_a_machine_without_slurm_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(slurm_cluster, "CLIENTS", ("no-such-command",))
-    with pytest.raises(CannotStart, match="no-such-command not found; .* apt-get install"), cluster():
+    with pytest.raises(CannotStart, match=r"no-such-command not found; .* apt-get install"), cluster():
         pass
 
 
 def test_a_job_that_slurm_refuses_is_told_with_its_reason(here, experiment, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", here.environment["SLURM_CONF"])
-    with pytest.raises(ConfigError, match="sbatch refused the job: .*Invalid partition.* `sinfo`"):
+    with pytest.raises(ConfigError, match=r"sbatch refused the job: .*Invalid partition.* `sinfo`"):
         slurm(["--partition", "nowhere", str(experiment)])
 
 
