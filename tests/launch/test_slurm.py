@@ -19,7 +19,6 @@ from specialize.base import save_base
 from specialize.cli import main
 from specialize.errors import ConfigError
 from specialize.submodel import SubmodelStore
-from specialize.train.recorder import Recorder
 from tests.bases import tiny_whisper
 from tests.launch import slurm_cluster
 from tests.launch.slurm_cluster import CannotStart, Cluster, cluster
@@ -204,7 +203,8 @@ def test_a_node_that_fails_brings_the_job_back(here, limited, tmp_path):
     until(job.runs, job.told)
     here.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     until(lambda: here.state(job.number) == "PENDING", job.told)
-    here.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    # slurmd is alive, and comes back by itself.
+    until(lambda: set(here.run("sinfo", "-h", "--nodes=n[1-2]", "--format=%T").split()) == {"idle"}, job.told)
     goes_on(job)
     job.end()
     until(lambda: here.state(job.number) == "COMPLETED", job.told)
@@ -409,25 +409,12 @@ def test_a_job_near_its_time_limit_saves_and_goes_on_in_another_sitting(here, li
     limited.assert_went_on()
 
 
-# As in tests/train/test_resume.py: what a run has to take up again. Its second look waits until the test lets it go on.
+# As in tests/train/test_resume.py: what a run has to take up again.
 EXPERIMENT = """
-import time
 from pathlib import Path
 from specialize import CohortConfig, CorpusConfig, Experiment, HyperParameters, ResidualAdapter, Stopping
-from specialize.train.recorder import Recorder
 
 here = Path(__file__).parent
-looked, looks = Recorder.looked, []
-
-def look_and_wait(self, *values):
-    looks.append(1)
-    if len(looks) == 2:
-        (here / "looks").touch()
-        while not (here / "go").exists():
-            time.sleep(0.05)
-    looked(self, *values)
-
-Recorder.looked = look_and_wait
 experiment = Experiment(
     name="people",
     base=here / "base",
@@ -440,6 +427,24 @@ experiment = Experiment(
 )
 """
 
+# The second look at the dev sets takes until the test lets it go on.
+WAITING = """
+import time
+from specialize.train.recorder import Recorder
+
+looked, looks = Recorder.looked, []
+
+def look_and_wait(self, *values):
+    looks.append(1)
+    if len(looks) == 2:
+        (here / "looks").touch()
+        while not (here / "go").exists():
+            time.sleep(0.05)
+    looked(self, *values)
+
+Recorder.looked = look_and_wait
+"""
+
 TASKS = (1,)
 """Processes, one a node, that the preempted run is made of. `specialize train` in several processes: add 2 here."""
 
@@ -448,7 +453,8 @@ TASKS = (1,)
 def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, monkeypatch, capsys, tasks):
     write_people(tmp_path, 11, 6, seconds=0.3)
     save_base(tiny_whisper(), tmp_path / "base")
-    (tmp_path / "people.py").write_text(EXPERIMENT)
+    (tmp_path / "people.py").write_text(EXPERIMENT + WAITING)
+    (tmp_path / "whole.py").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
     for name, value in (here.environment | {"PYTHONPATH": str(ROOT)}).items():
         monkeypatch.setenv(name, value)
@@ -470,15 +476,13 @@ def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, 
     until(lambda: here.state(other) == "COMPLETED", log_of)
     assert list((tmp_path / "runs/people/state").iterdir())
     here.hurry(number)
+    main(["train", "whole.py", "--name", "whole"])
     until(lambda: here.state(number) not in ("PENDING", "RUNNING", "COMPLETING"), log_of, 240.0)
     assert here.state(number) == "COMPLETED", log_of()
     assert "its state is saved" in log.read_text()
     assert "goes on with" in log.read_text()
     assert here.facts(number)["Restarts"] == "1"
 
-    # The experiment's file changes it, for other tests as well.
-    monkeypatch.setattr(Recorder, "looked", Recorder.looked)
-    main(["train", "people.py", "--name", "whole"])
     assert Path("runs/people/jobs.jsonl").read_bytes() == Path("runs/whole/jobs.jsonl").read_bytes()
     ours, theirs = SubmodelStore(Path("runs/people/submodels")), SubmodelStore(Path("runs/whole/submodels"))
     assert list(ours.speakers()) == list(theirs.speakers())
