@@ -117,7 +117,17 @@ def resident_bytes(
     """
     if resident == "off" or (resident == "auto" and (device.platform == "cpu" or memory is None)):
         return 0
-    samples = sum({utterance.index: utterance.samples for utterance in utterances}.values()) + longest
+    samples = sum({utterance.index: utterance.samples for utterance in utterances}.values())
+    return resident_of(resident, samples, longest, device.platform, memory)
+
+
+def resident_of(
+    resident: Literal["auto", "on", "off"], samples: int, longest: int, platform: str, memory: int | None
+) -> int:
+    """As `resident_bytes`, of so many `samples` of audio, on the devices of a platform."""
+    if resident == "off" or (resident == "auto" and (platform == "cpu" or memory is None)):
+        return 0
+    samples += longest
     if resident == "on" and samples > _MOST:
         raise ConfigError(
             f"cohort.resident=on, but the audio to train on has {samples:,} samples, and a device can number at most "
