@@ -30,7 +30,7 @@ _CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2, 3)}
 _ELSEWHERE = (32,)
 FEW_SLOTS = 4
 """Up to so many slots of a device are always computed together."""
-_USABLE = 0.9
+USABLE = 0.9
 """Share of a device's memory that a run may plan with."""
 _ROUNDS = 2
 _SECONDS = 4
@@ -271,7 +271,7 @@ def slots_that_fit(make: Callable[[int, int], Cohort], params: Any, work: Worklo
     few = max(1, 2 * chunk)
     small, large = (needed_bytes(make(n, chunk), params, work) for n in (few, 2 * few))
     each = max((large - small) / few, 1.0)
-    fitting = few + int((_USABLE * memory - small) // each)
+    fitting = few + int((USABLE * memory - small) // each)
     if fitting < 1:
         raise ConfigError(
             f"Not even one slot fits: a device needs {gigabytes(small - (few - 1) * each)} for it and has "
@@ -314,7 +314,7 @@ def told_of_memory(slots: int) -> Iterator[None]:
 
 def fits(needed: int | None, memory: int | None) -> bool:
     """Whether a device has what a run needs; what is not known is taken to be enough."""
-    return memory is None or needed is None or needed <= _USABLE * memory
+    return memory is None or needed is None or needed <= USABLE * memory
 
 
 def gigabytes(count: float) -> str:

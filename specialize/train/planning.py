@@ -69,6 +69,11 @@ class Program:
         return [utterance for speaker in self.jobs.speakers for utterance in speaker.train]
 
     @property
+    def samples(self) -> int:
+        """Of these, each counted once."""
+        return sum({utterance.index: utterance.samples for utterance in self.utterances}.values())
+
+    @property
     def longest(self) -> tuple[Size, Size]:
         """What the longest utterance needs, to train on and of a dev set."""
         return need(self.utterances), need(u for speaker in self.jobs.speakers for u in speaker.dev)
@@ -169,8 +174,8 @@ class Plan:
 
     def resident(self, program: Program, longest: int) -> int:
         """Bytes of audio that each device keeps, where a batch is padded to `longest` samples at most; 0 for none."""
-        kind, device = self.experiment.cohort.resident, self.mesh.devices.flat[0]
-        return resident_bytes(kind, program.utterances, longest, device, self.memory)
+        kind, platform = self.experiment.cohort.resident, self.mesh.devices.flat[0].platform
+        return resident_bytes(kind, program.samples, longest, platform, self.memory)
 
     def layout(self, program: Program, *, measure: bool = False) -> Layout:
         """Slots and chunk of a program, measured where they are `auto`.
