@@ -21,7 +21,7 @@ from specialize.train.resident import resident_bytes
 HERE = "here"
 """The devices of this machine, among the names of accelerators."""
 _FEW = 8
-_DOUBT = 2.0
+DOUBT = 2.0
 """An assumed share of the peak may be this much too high or too low."""
 
 
@@ -80,7 +80,7 @@ class Where:
     compiling: Callable[[Counts], float]
 
 
-def here(planned: Plan, program: Program) -> _Where:
+def here(planned: Plan, program: Program) -> Where:
     """On the devices of this machine."""
     layout = planned.layout(program, measure=True)
     devices = planned.mesh.devices.size
@@ -100,7 +100,7 @@ def here(planned: Plan, program: Program) -> _Where:
     return Where(layout.slots, layout.chunk, memory, fits, *pace, "measured", None, compiling)
 
 
-def elsewhere(planned: Plan, program: Program, question: Question, there: Accelerator) -> _Where:
+def elsewhere(planned: Plan, program: Program, question: Question, there: Accelerator) -> Where:
     """On accelerators that are named."""
     chip, config, cut = there.chip, planned.experiment.cohort, planned.cut
     most = -(-len(program.jobs) // there.chips)
@@ -127,7 +127,7 @@ def elsewhere(planned: Plan, program: Program, question: Question, there: Accele
         return Roofline(costs, local, parts, of_peak * chip.bf16_flops, bandwidth)
 
     assumed = question.measured is None
-    fast, slow = (pace(min(1.0, share * _DOUBT)), pace(share / _DOUBT)) if assumed else (pace(share), pace(share))
+    fast, slow = (pace(min(1.0, share * DOUBT)), pace(share / DOUBT)) if assumed else (pace(share), pace(share))
     cost = pace(share).cost_of_part(longest)
     by_arithmetic = cost.flops / (share * chip.bf16_flops) >= cost.bytes / bandwidth
     bound = ("arithmetic" if by_arithmetic else "memory") if assumed else "measured"
