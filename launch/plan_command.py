@@ -84,8 +84,8 @@ def describe(planned: RunPlan, question: Question) -> Iterator[str]:
         yield f"    chip-hours   {_number(chip_hours[0])}{between}"
     each = max((program.stored for program in planned.programs), key=lambda stored: stored.bytes)
     yield (
-        f"    storage      {_bytes(planned.stored_bytes)} in {planned.stored_files:,} files: a Submodel written here has "
-        f"{_bytes(each.bytes)} in {each.files}"
+        f"    storage      {_bytes(planned.stored_bytes)} in some {planned.stored_files:,} files: a Submodel written here "
+        f"has {_bytes(each.bytes)} in {each.files}"
     )
     yield (
         f"    audio        {_number(planned.corpus_hours)} h of the speakers; steps hear "
@@ -101,9 +101,10 @@ def _program(planned: RunPlan, program: ProgramPlan) -> Iterator[str]:
     local = counts.slots // planned.chips
     room = "" if program.fits is None else f"; {program.fits:,} fit"
     yield f"    slots        {counts.slots:,}, {local:,} on each chip{room}"
+    batches = _bytes(memory.audio + memory.resident)
     yield (
         f"    memory       {_bytes(memory.total)} of each chip: base {_bytes(memory.base)}, slots "
-        f"{_bytes(memory.slots)}, batches {_bytes(memory.audio + memory.resident)}, activations {_bytes(memory.working)}"
+        f"{_bytes(memory.slots)}, batches {batches}, activations {_bytes(memory.working)}"
     )
     made = "all were counted" if counts.exact else f"{counts.sampled:,} were counted and stand for all"
     yield f"    jobs         {counts.jobs:,}, of which {made}"
