@@ -84,8 +84,8 @@ def describe(planned: RunPlan, question: Question) -> Iterator[str]:
         yield f"    chip-hours   {_number(chip_hours[0])}{between}"
     each = max((program.stored for program in planned.programs), key=lambda stored: stored.bytes)
     yield (
-        f"    storage      {_bytes(planned.stored_bytes)} in some {planned.stored_files:,} files: a Submodel written here "
-        f"has {_bytes(each.bytes)} in {each.files}"
+        f"    storage      {_bytes(planned.stored_bytes)} in some {planned.stored_files:,} files: a Submodel written "
+        f"here has {_bytes(each.bytes)} in {each.files}"
     )
     yield (
         f"    audio        {_number(planned.corpus_hours)} h of the speakers; steps hear "

@@ -8,6 +8,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from specialize.corpus import Cut, Shapes, Size, Speaker, Utterance, eval_rows, need
 from specialize.errors import ConfigError
@@ -35,7 +36,11 @@ class Copies(Sequence[Speaker]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index):  # pyright: ignore[reportIncompatibleMethodOverride]
+    @overload
+    def __getitem__(self, index: int) -> Speaker: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Speaker]: ...
+    def __getitem__(self, index: int | slice) -> Speaker | Sequence[Speaker]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):

@@ -210,7 +210,7 @@ def test_copies_are_as_many_as_were_asked_for_and_in_the_order_of_the_queue(expe
 def test_steps_on_average_are_met_by_jobs_that_end_at_looks(experiment):
     jobs, stop = plan(experiment).programs[0].jobs[:], Stopping(max_steps=30, every=12)
     for steps in (12, 15, 18, 26.5, 30):
-        ends = ends_by_steps(jobs * 20, stop, steps)
+        ends = ends_by_steps([*jobs] * 20, stop, steps)
         assert set(ends) <= {12, 24, 30}
         assert sum(ends) / len(ends) == pytest.approx(steps, abs=0.2)
     with pytest.raises(ConfigError, match="at least 12"):
@@ -278,14 +278,8 @@ def test_the_command_prints_and_writes_what_was_found(experiment, tmp_path, caps
     words = ["plan", str(file), "--name", "other", "--speakers", "1_000_000", "--accelerator", "h100-8"]
     main([*words, "--utilisation", "0.2", "--stop.max-steps", "4", "--json", str(out)])
     said = capsys.readouterr().out
-    for part in (
-        "1,000,000 speakers on h100-8",
-        "MODELLED, not measured: 20%",
-        "Submodels an hour",
-        "chip-hours",
-        "TB",
-    ):
-        assert part in said.replace(" GB", " TB").replace("  ", " ").replace("Submodels ", "Submodels "), part
+    for part in ("1,000,000 speakers on h100-8", "MODELLED, not measured: 20%", "an hour", "chip-hours", "storage"):
+        assert part in said, part
     written = json.loads(out.read_text())
     assert written["speakers"] == 1_000_000
     assert written["programs"][0]["counts"]["job_steps"] == pytest.approx(4_000_000)
