@@ -11,10 +11,11 @@ from launch.plan import ProgramPlan, RunPlan, plan_run
 from launch.plan_where import DOUBT, HERE, Question
 from specialize.cli import KindName, _experiment_of
 from specialize.corpus import CorpusConfig
+from specialize.errors import ConfigError
 from specialize.printable import printable
 from specialize.submodel import KINDS
 from specialize.submodel.kinds import kind_name
-from specialize.train import Experiment
+from specialize.train import Experiment, SpaceTraining
 from specialize.train.estimate import gigabytes
 from specialize.train.run import write_json
 from specialize.words import budgeted, choose_kind, spelt_out
@@ -23,7 +24,12 @@ from specialize.words import budgeted, choose_kind, spelt_out
 def plan(words: list[str]) -> None:
     """Say what a run would take, here or on accelerators elsewhere: `specialize plan FILE --accelerator v5e-256`."""
     example = Experiment("NAME", Path("BASE"), CorpusConfig(Path("MANIFEST")))
-    file, rest, experiment = _experiment_of("plan", words, example)
+    file, rest, experiment = _experiment_of("plan", words, example, SpaceTraining)
+    if isinstance(experiment, SpaceTraining):
+        raise ConfigError(
+            f"'{file}' trains a space, whose speakers share their steps and are not planned one by one. "
+            f"`specialize train {file} --dry-run` says what it needs here."
+        )
     rest, experiment = choose_kind(rest, experiment, "submodel", KINDS)
     rest = budgeted(spelt_out(rest, "--strict", "--corpus.strict"))
     kind: Any = kind_name(experiment.submodel)

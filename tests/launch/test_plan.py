@@ -310,3 +310,10 @@ def as_json(experiment: Experiment) -> dict:
 def test_questions_without_an_answer_say_what_to_change(experiment, changes, message):
     with pytest.raises(ConfigError, match=message):
         plan_run(experiment, Question(**changes))
+
+
+def test_a_space_is_refused_with_what_to_ask_instead(capsys):
+    file = Path(__file__).parents[2] / "experiments/synthetic_space.py"
+    with pytest.raises(SystemExit):
+        main(["plan", str(file)])
+    assert "--dry-run" in capsys.readouterr().err
