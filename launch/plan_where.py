@@ -103,6 +103,10 @@ def here(planned: Plan, program: Program) -> Where:
 def elsewhere(planned: Plan, program: Program, question: Question, there: Accelerator) -> Where:
     """On accelerators that are named."""
     chip, config, cut = there.chip, planned.experiment.cohort, planned.cut
+    if question.measured is None:
+        share, bandwidth = question.utilisation, chip.bandwidth
+    else:
+        share, bandwidth = share_of_peak(question.measured, planned, program, there), math.inf
     most = -(-len(program.jobs) // there.chips)
     shapes = planned.shapes(program, min(most, _FEW) * there.chips)
     longest = shapes[0].sizes[-1]
@@ -118,10 +122,6 @@ def elsewhere(planned: Plan, program: Program, question: Question, there: Accele
     local = _local(question.slots_per_chip, most, fits, costs, there)
     slots = local * there.chips
     parts = cut.batch // cut.rows
-    if question.measured is None:
-        share, bandwidth = question.utilisation, chip.bandwidth
-    else:
-        share, bandwidth = _share_of_peak(question.measured, planned, program, there), math.inf
 
     def pace(of_peak: float) -> Roofline:
         return Roofline(costs, local, parts, of_peak * chip.bf16_flops, bandwidth)
@@ -158,7 +158,7 @@ def _local(asked: int | Literal["auto"], most: int, fits: int, costs: Costs, the
     return min(asked, most)
 
 
-def _share_of_peak(path: Path, planned: Plan, program: Program, there: Accelerator) -> float:
+def share_of_peak(path: Path, planned: Plan, program: Program, there: Accelerator) -> float:
     """Operations a second of a measured step, over the peak of its chip.
 
     Raises:

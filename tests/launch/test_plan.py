@@ -13,7 +13,7 @@ from launch.accelerators import find
 from launch.plan import RunPlan, plan_run
 from launch.plan_costs import Cost, Costs, Roofline, count_costs
 from launch.plan_counts import Copies, ScaledProgram, count, ends_by_steps
-from launch.plan_where import Question
+from launch.plan_where import Question, share_of_peak
 from specialize.base import save_base
 from specialize.cli import main
 from specialize.corpus import CorpusConfig, Size
@@ -236,7 +236,8 @@ def test_a_pod_is_modelled_and_says_so(modelled):
 
 
 def test_a_measured_step_takes_the_place_of_the_assumption(experiment, tmp_path):
-    fresh = plan(experiment)
+    fresh, there = plan(experiment), find("v5e-256")
+    row = {"slots": 4, "batch": 2, "rows": 1, "step_seconds_per_submodel": 1e-4}
     about = {
         "fingerprint": fresh.base.fingerprint,
         "spec": str(SPEC),
@@ -244,28 +245,32 @@ def test_a_measured_step_takes_the_place_of_the_assumption(experiment, tmp_path)
         "devices": 1,
         "seconds": 0.5,
         "labels": 8,
-        "rows": [{"slots": 4, "batch": 2, "rows": 1, "step_seconds_per_submodel": 1e-4}],
+        "rows": [row],
     }
     file = tmp_path / "step.json"
 
-    def asked(**changes: object) -> RunPlan:
+    def share(**changes: object) -> float:
         file.write_text(json.dumps(about | changes))
-        return plan_run(experiment, Question(1_000_000, "v5e-256", 64, measured=file))
+        return share_of_peak(file, fresh, fresh.programs[0], there)
 
-    slow = asked(rows=[about["rows"][0] | {"step_seconds_per_submodel": 2e-4}])
-    fast = asked()
-    assert fast.pace == "measured on such a chip"
-    assert fast.between == (fast.seconds, fast.seconds)
-    ratio = slow.programs[0].seconds.steps / fast.programs[0].seconds.steps
-    assert ratio == pytest.approx(2.0), "everything scales with the measured step"
-    with pytest.raises(ConfigError, match=r"measured the base other.*--base"):
-        asked(fingerprint="other")
-    with pytest.raises(ConfigError, match="measured the spec"):
-        asked(spec="LoRA()")
-    with pytest.raises(ConfigError, match="times the peak of a TPU v5e"):
-        asked(rows=[about["rows"][0] | {"step_seconds_per_submodel": 1e-12}])
-    with pytest.raises(ConfigError, match=r"does not say batch, .*older version"):
-        asked(rows=[{"slots": 4}])
+    assert share(rows=[row | {"step_seconds_per_submodel": 2e-4}]) == pytest.approx(share() / 2)
+    # The largest number of slots counts, and its seconds are those of all devices at once.
+    assert share(rows=[row | {"step_seconds_per_submodel": 1.0, "slots": 2}, row]) == share()
+    assert share(devices=2) == pytest.approx(share() / 2)
+    for changes, message in (
+        ({"fingerprint": "other"}, r"measured the base other.*--base"),
+        ({"spec": "LoRA()"}, "measured the spec"),
+        ({"rows": [row | {"step_seconds_per_submodel": 1e-12}]}, "times the peak of a TPU v5e"),
+        ({"rows": [{"slots": 4}]}, r"does not say batch, .*older version"),
+        ({"rows": []}, "is not what"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            share(**changes)
+    expected = share()
+    scaled = plan_run(experiment, Question(1_000_000, there.name, 64, measured=file))
+    assert scaled.pace == "measured on such a chip"
+    assert scaled.programs[0].share_of_peak == expected
+    assert scaled.between == (scaled.seconds, scaled.seconds)
 
 
 def test_the_command_prints_and_writes_what_was_found(experiment, tmp_path, capsys):
