@@ -559,6 +559,13 @@ def export(words: list[str]) -> None:
         print(printable(line), flush=True)
 
 
+def plan(words: list[str]) -> None:
+    """Say what a run would take, here or on accelerators elsewhere: `specialize plan FILE --accelerator v5e-256`."""
+    from launch.plan_command import plan as run
+
+    run(words)
+
+
 def import_submodel(words: list[str]) -> None:
     """Make a stored Submodel of a folder of PEFT, or of an exported safetensors file."""
     from specialize.exchange import ImportSubmodel, run_import
@@ -585,6 +592,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "import-base": import_base,
     "corpus": corpus,
     "inspect": inspect,
+    "plan": plan,
     "compact": compact,
     "serve": serve,
     "keys": keys,

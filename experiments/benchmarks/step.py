@@ -81,6 +81,7 @@ def main(options: Benchmark) -> None:
         step, floor, chunk = _time(options, base, slots, batch)
         row = {
             "batch": batch,
+            "rows": _rows(options, batch),
             "slots": slots,
             "chunk": chunk,
             "step_seconds_per_submodel": step / slots,
@@ -95,6 +96,8 @@ def main(options: Benchmark) -> None:
     if options.json is not None:
         about = {
             "device": f"{jax.device_count()} x {device.platform} {device.device_kind}",
+            "devices": jax.device_count(),
+            "fingerprint": base.fingerprint,
             "seconds": options.seconds,
             "labels": options.labels,
             "spec": str(options.submodel),
@@ -116,7 +119,7 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
             base.architecture, Plain(options.submodel, sites), mesh, count, random=options.random, chunk=chunk
         )
 
-    rows = batch if batch % options.rows else options.rows
+    rows = _rows(options, batch)
     work = Workload(batch, rows, Size(int(options.seconds * base.architecture.sample_rate), options.labels))
     chunk = choose_layout(make, base.params, work, slots // devices, options.chunk).chunk
     cohort = make(slots // devices, chunk)
@@ -140,6 +143,11 @@ def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float
             times["step"].append(between - began)
             times["floor"].append(time.perf_counter() - between)
     return statistics.median(times["step"]), statistics.median(times["floor"]), chunk
+
+
+def _rows(options: Benchmark, batch: int) -> int:
+    """Utterances of a part."""
+    return batch if batch % options.rows else options.rows
 
 
 def _floor(base: Base, path: str, chunk: int) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from specialize.corpus.batches import (
     cohort_batches,
     computed_samples,
     eval_batches,
+    eval_rows,
     eval_shapes,
     train_shapes,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "computed_samples",
     "drawn_batches",
     "eval_batches",
+    "eval_rows",
     "eval_shapes",
     "need",
     "open_corpus",

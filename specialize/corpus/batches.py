@@ -120,10 +120,11 @@ def eval_batches(
 ) -> list[Batch]:
     """Batches [S, B, …] that hold every utterance of every slot once, each slot's in order of length; only the rows of
     the slots `own`, where they are named."""
-    return [collate(corpus, rows, batch, shapes, faults, own=own) for rows in _eval_rows(utterances, batch)]
+    return [collate(corpus, rows, batch, shapes, faults, own=own) for rows in eval_rows(utterances, batch)]
 
 
-def _eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[list[list[Utterance]]]:
+def eval_rows(utterances: Sequence[Sequence[Utterance]], batch: int) -> list[list[list[Utterance]]]:
+    """The rows of each slot in each of `eval_batches`."""
     ranked = [sorted(of_slot, key=lambda u: u.samples) for of_slot in utterances]
     count = max([-(-len(of_slot) // batch) for of_slot in ranked], default=0)
     return [[of_slot[k * batch : (k + 1) * batch] for of_slot in ranked] for k in range(count)]
@@ -182,7 +183,7 @@ def eval_shapes(
     foreseen = [
         need(u for of_slot in rows for u in of_slot)
         for at in range(0, len(utterances), slots)
-        for rows in _eval_rows(utterances[at : at + slots], batch)
+        for rows in eval_rows(utterances[at : at + slots], batch)
     ]
     return Shapes.choose(foreseen, count, longest, program / (stands_for * slots * batch))
 

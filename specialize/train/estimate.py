@@ -30,7 +30,7 @@ _CHUNKS: Mapping[str, tuple[int, ...]] = {"cpu": (2, 3)}
 _ELSEWHERE = (32,)
 FEW_SLOTS = 4
 """Up to so many slots of a device are always computed together."""
-_USABLE = 0.9
+USABLE = 0.9
 """Share of a device's memory that a run may plan with."""
 _ROUNDS = 2
 _SECONDS = 4
@@ -63,6 +63,27 @@ class Layout:
     """Slots of a device that are computed together; 0 is all."""
     needed: int | None = None
     """Bytes of memory that a device needs; None where it was not asked."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a device needs in training, by what they are for."""
+
+    base: int
+    """Parameters of the base, and what the trainee shares."""
+    slots: int
+    """What is trained, its two moments, the best of each slot, a copy of these while a state is saved, gradients."""
+    audio: int
+    """Batches of the dispatches under way."""
+    resident: int
+    """Audio that lives on the device."""
+    working: int
+    """What the compiler plans for activations, of all parts that are computed at a time."""
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.base + self.slots + self.audio + self.resident + self.working
 
 
 def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workload, slots: int, chunk: Any) -> Layout:
@@ -171,47 +192,66 @@ def _arguments(cohort: Cohort, work: Workload) -> tuple[Any, ...]:
 
 
 def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
-    """Bytes that a device needs in training: what the compiler plans for a part or a dispatch, and what is kept.
+    """Bytes that a device needs in training: what the compiler plans for a part or a dispatch, and what is kept."""
+    return needed_memory(cohort, params, work, lowered(cohort, params, work).compile()).total
 
-    The cohort keeps what is trained, two moments and the best of each slot, a copy of these while a state is saved, a
-    gradient for each part, the batches of the dispatches under way, and audio that lives on the device.
-    """
-    devices = cohort.mesh.devices.size
+
+def lowered(cohort: Cohort, params: Any, work: Workload) -> Any:
+    """The gradient of a part, or the steps of a dispatch of several, lowered for the size of `work`. Makes no array."""
 
     def abstract(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)
 
     sharding = cohort.sharding
     shape = (cohort.slots, work.rows) if work.together == 1 else (cohort.slots, work.together, work.rows)
-    batch = Batch(
-        audio=jax.ShapeDtypeStruct((*shape, work.longest.samples), np.float32, sharding=sharding),
-        samples=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
-        labels=jax.ShapeDtypeStruct((*shape, work.longest.labels), np.int32, sharding=sharding),
-        label_lengths=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
-    )
-    state = jax.eval_shape(cohort.empty_state)
+    batch = abstract_batch(shape, work.longest, sharding)
     frozen = abstract(Frozen(params, cohort.trainee.shared), cohort.replicated)
-    of_slots = abstract(state, sharding)
+    of_slots = abstract(jax.eval_shape(cohort.empty_state), sharding)
     hyper = abstract(stack_hyper([None] * cohort.slots), sharding)
     if work.together == 1:
         part = jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated)
-        lowered = cohort.gradient.lower(frozen, of_slots.trained, hyper, of_slots.step, part, batch)
-    else:
-        active = jax.ShapeDtypeStruct((cohort.slots,), np.bool_, sharding=sharding)
-        anchor = abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
-        lowered = cohort.steps.lower(frozen, of_slots, hyper, active, anchor, batch)
-    planned = lowered.compile().memory_analysis()
+        return cohort.gradient.lower(frozen, of_slots.trained, hyper, of_slots.step, part, batch)
+    active = jax.ShapeDtypeStruct((cohort.slots,), np.bool_, sharding=sharding)
+    anchor = abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
+    return cohort.steps.lower(frozen, of_slots, hyper, active, anchor, batch)
+
+
+def abstract_batch(shape: tuple[int, ...], size: Size, sharding: Any) -> Batch:
+    """The shapes of a batch whose rows are laid out so, each padded to `size`."""
+    return Batch(
+        audio=jax.ShapeDtypeStruct((*shape, size.samples), np.float32, sharding=sharding),
+        samples=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+        labels=jax.ShapeDtypeStruct((*shape, size.labels), np.int32, sharding=sharding),
+        label_lengths=jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+    )
+
+
+def needed_memory(cohort: Cohort, params: Any, work: Workload, compiled: Any, platform: str | None = None) -> Memory:
+    """What a device needs in training.
+
+    The cohort keeps what is trained, two moments and the best of each slot, a copy of these while a state is saved, a
+    gradient for each part, the batches of the dispatches under way, and audio that lives on the device.
+
+    Args:
+        cohort: whose program it is.
+        params: of the base.
+        work: the largest part.
+        compiled: what `lowered` gave, compiled.
+        platform: that the run is to be on; None is that of the cohort's devices.
+    """
+    devices = cohort.mesh.devices.size
+    platform = platform or cohort.mesh.devices.flat[0].platform
     parts = work.batch // work.rows
     # The parts of a step wait for nothing but the step before, and a CPU computes them at the same time.
-    at_once = parts if cohort.mesh.devices.flat[0].platform == "cpu" else 1
-    trained = 4 * size(state.trained) // devices
-    audio = 4 * int(np.prod(batch.audio.shape)) // devices
-    return (
-        at_once * int(planned.temp_size_in_bytes)
-        + sum(leaf.nbytes for leaf in jax.tree.leaves((params, cohort.trainee.shared)))
-        + trained * (8 + parts)
-        + audio * parts * 3
-        + work.resident
+    at_once = parts if platform == "cpu" else 1
+    trained = 4 * size(jax.eval_shape(cohort.empty_state).trained) // devices
+    audio = 4 * cohort.slots * work.together * work.rows * work.longest.samples // devices
+    return Memory(
+        base=sum(leaf.nbytes for leaf in jax.tree.leaves((params, cohort.trainee.shared))),
+        slots=trained * (8 + parts),
+        audio=audio * parts * 3,
+        resident=work.resident,
+        working=at_once * int(compiled.memory_analysis().temp_size_in_bytes),
     )
 
 
@@ -231,7 +271,7 @@ def slots_that_fit(make: Callable[[int, int], Cohort], params: Any, work: Worklo
     few = max(1, 2 * chunk)
     small, large = (needed_bytes(make(n, chunk), params, work) for n in (few, 2 * few))
     each = max((large - small) / few, 1.0)
-    fitting = few + int((_USABLE * memory - small) // each)
+    fitting = few + int((USABLE * memory - small) // each)
     if fitting < 1:
         raise ConfigError(
             f"Not even one slot fits: a device needs {gigabytes(small - (few - 1) * each)} for it and has "
@@ -274,7 +314,7 @@ def told_of_memory(slots: int) -> Iterator[None]:
 
 def fits(needed: int | None, memory: int | None) -> bool:
     """Whether a device has what a run needs; what is not known is taken to be enough."""
-    return memory is None or needed is None or needed <= _USABLE * memory
+    return memory is None or needed is None or needed <= USABLE * memory
 
 
 def gigabytes(count: float) -> str:

@@ -14,6 +14,7 @@ from specialize.corpus import (
     Corpus,
     Cut,
     Shapes,
+    Size,
     Utterance,
     computed_samples,
     eval_shapes,
@@ -40,7 +41,7 @@ from specialize.train.estimate import (
     slots_that_fit,
 )
 from specialize.train.experiment import Experiment
-from specialize.train.jobs import HyperParameters, Jobs, parse_grid
+from specialize.train.jobs import HyperParameters, Job, Jobs, parse_grid
 from specialize.train.loop import CohortTrainer
 from specialize.train.resident import resident_bytes
 from specialize.train.schedule import Schedule, Stopping
@@ -52,7 +53,9 @@ _COMPILING_SECONDS = 120.0
 (Whisper tiny.en), which is done once for several runs. An accelerator trains on more: fewer `cohort.shapes` may be
 faster there."""
 _FORESEEN = 1024
-"""Jobs that sizes are chosen by, from the start of the queue."""
+"""Jobs that sizes are chosen by."""
+_WIDE = 128
+"""Slots of a wave that are looked at, of a queue that is longer: more hardly have a longer longest utterance."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,32 @@ class Program:
     def utterances(self) -> list[Utterance]:
         """All that its jobs may train on."""
         return [utterance for speaker in self.jobs.speakers for utterance in speaker.train]
+
+    @property
+    def samples(self) -> int:
+        """Of these, each counted once."""
+        return sum({utterance.index: utterance.samples for utterance in self.utterances}.values())
+
+    @property
+    def longest(self) -> tuple[Size, Size]:
+        """What the longest utterance needs, to train on and of a dev set."""
+        return need(self.utterances), need(u for speaker in self.jobs.speakers for u in speaker.dev)
+
+    def foreseen(self, slots: int) -> tuple[Sequence[Job], int]:
+        """Jobs that stand for all in the order of the queue, and how many slots a wave of them fills.
+
+        A queue is sorted by length, so its start would not do: of a long one they are waves all along it, and of a wide
+        wave some all along the wave.
+        """
+        jobs = self.jobs
+        if len(jobs) <= _FORESEEN:
+            return jobs[:], slots
+        wide = min(slots, _WIDE)
+        waves = -(-len(jobs) // slots)
+        seen = min(waves, _FORESEEN // wide)
+        starts = [wave * waves // seen * slots for wave in range(seen)]
+        spans = [(start, min(start + slots, len(jobs)) - start) for start in starts]
+        return [jobs[start + i * width // wide] for start, width in spans for i in range(wide)], wide
 
 
 @dataclass(frozen=True)
@@ -123,13 +152,13 @@ class Plan:
         count, stop = self.experiment.cohort.shapes, self.experiment.stop
         compiling = _COMPILING_SECONDS * self.corpus.sample_rate
         looks = 1 + -(-stop.max_steps // stop.every)
-        first = program.jobs[:_FORESEEN]
-        each = len(program.jobs) / len(first)
-        longest = need(program.utterances)
+        seen, wide = program.foreseen(slots)
+        each = len(program.jobs) / len(seen)
+        longest, longest_of_dev = program.longest
         of_training = train_shapes(
-            [job.at(0) for job in first],
+            [job.at(0) for job in seen],
             longest,
-            slots,
+            wide,
             self.cut,
             stop.max_steps,
             count,
@@ -137,9 +166,8 @@ class Plan:
             each,
             stop.every,
         )
-        longest = need(u for speaker in program.jobs.speakers for u in speaker.dev)
-        dev = [job.speaker.dev for job in first]
-        of_dev = eval_shapes(dev, longest, slots, self.cut.batch, max(1, count // 2), compiling, each * looks)
+        dev = [job.speaker.dev for job in seen]
+        of_dev = eval_shapes(dev, longest_of_dev, wide, self.cut.batch, max(1, count // 2), compiling, each * looks)
         return of_training, of_dev
 
     def work(self, program: Program, slots: int) -> Workload:
@@ -150,8 +178,8 @@ class Plan:
 
     def resident(self, program: Program, longest: int) -> int:
         """Bytes of audio that each device keeps, where a batch is padded to `longest` samples at most; 0 for none."""
-        kind, device = self.experiment.cohort.resident, self.mesh.devices.flat[0]
-        return resident_bytes(kind, program.utterances, longest, device, self.memory)
+        kind, platform = self.experiment.cohort.resident, self.mesh.devices.flat[0].platform
+        return resident_bytes(kind, program.samples, longest, platform, self.memory)
 
     def layout(self, program: Program, *, measure: bool = False) -> Layout:
         """Slots and chunk of a program, measured where they are `auto`.
@@ -196,11 +224,11 @@ class Plan:
 
     def foreseen(self, program: Program, slots: int) -> tuple[float, float]:
         """Samples with padding, and without, of a program whose jobs make all their steps."""
-        first = program.jobs[:_FORESEEN]
-        queue = [job.at(0) for job in first]
+        seen, wide = program.foreseen(slots)
+        queue = [job.at(0) for job in seen]
         shapes, steps = self.shapes(program, slots)[0], self.experiment.stop.max_steps
-        computed, real = computed_samples(queue, shapes, slots, self.cut, steps, self.experiment.stop.every)
-        each = len(program.jobs) / len(first)
+        computed, real = computed_samples(queue, shapes, wide, self.cut, steps, self.experiment.stop.every)
+        each = len(program.jobs) / len(seen)
         return computed * each, real * each
 
     def seconds_of_sample(self, program: Program, layout: Layout) -> float:

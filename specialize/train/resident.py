@@ -94,11 +94,7 @@ def _cut_out(mesh: Mesh) -> Any:
 
 
 def resident_bytes(
-    resident: Literal["auto", "on", "off"],
-    utterances: Iterable[Utterance],
-    longest: int,
-    device: Any,
-    memory: int | None,
+    resident: Literal["auto", "on", "off"], samples: int, longest: int, platform: str, memory: int | None
 ) -> int:
     """Bytes of audio that every device is to keep; 0 where batches are to bring it.
 
@@ -107,17 +103,17 @@ def resident_bytes(
 
     Args:
         resident: what was asked for.
-        utterances: that the queue trains on.
+        samples: of all utterances that the queue trains on.
         longest: samples that a batch is padded to at most.
-        device: one of the mesh.
-        memory: bytes of it; None where that is not known.
+        platform: of the devices.
+        memory: bytes of a device; None where that is not known.
 
     Raises:
         ConfigError: `on`, and there is too much audio for positions of 32 bits.
     """
-    if resident == "off" or (resident == "auto" and (device.platform == "cpu" or memory is None)):
+    if resident == "off" or (resident == "auto" and (platform == "cpu" or memory is None)):
         return 0
-    samples = sum({utterance.index: utterance.samples for utterance in utterances}.values()) + longest
+    samples += longest
     if resident == "on" and samples > _MOST:
         raise ConfigError(
             f"cohort.resident=on, but the audio to train on has {samples:,} samples, and a device can number at most "
