@@ -16,6 +16,7 @@ serve = [
     "python-multipart>=0.0.18",
     "uvicorn>=0.34",
 ]
+sweep = ["optuna>=4"]
 
 test = [
     "pytest>=8",
@@ -30,6 +31,7 @@ test = [
     "selenium>=4.25",  # the page, where Chromium and its driver are
     "pyright>=1.1.400",
     *serve,
+    *sweep,
     *tensorboard,
 ]
 
@@ -51,6 +53,7 @@ setup(
         "specialize": ["py.typed"],
         "specialize.score": ["*.jinja"],
         "specialize.serve": ["page/*"],
+        "specialize.sweep": ["*.jinja"],
         "specialize.embedded": ["README.md", "*.json", "*.jsonl", "audio/**", "base/**"],
     },
     python_requires=">=3.11",
@@ -85,6 +88,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "bucket": ["gcsfs>=2024.10", "s3fs>=2024.10"],
         "serve": serve,
+        "sweep": sweep,
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],
         "tf": tf,

@@ -58,7 +58,7 @@ def upright(x: float, y: float, text: str) -> Markup:
 
 
 def svg(width: float, height: float, label: str, parts: Iterable[Markup], *, fixed: bool = False) -> Markup:
-    """The plot: `label` says it to those who do not see it; `fixed` keeps its size where a page is wider or narrower."""
+    """The plot: `label` says it to those who do not see it; `fixed` keeps its size on any page."""
     style = f"width:{width:.0f}px" if fixed else f"width:100%;max-width:{width:.0f}px"
     start = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" style="{}" role="img" aria-label="{}">')
     return start.format(width, height, style, label) + Markup("").join(parts) + Markup("</svg>")
