@@ -65,8 +65,8 @@ def sweep(words: list[str]) -> None:
         prog="specialize sweep",
         description=(
             "Train an experiment with many values of its fields. Those that differ only in `hyper` share one program "
-            "and train at the same time; each other combination is a run of its own. What is interrupted goes on with the "
-            "same command, and several processes may share a sweep."
+            "and train at the same time; each other combination is a run of its own. What is interrupted goes on with "
+            "the same command, and several processes may share a sweep."
         ),
     )
     asked = dataclasses.replace(command.sweep, axes=_merged(default.axes, command.space))

@@ -24,6 +24,7 @@ class Outcome:
     losses: dict[str, float]
     """Best dev loss per token of each speaker whose job was not quarantined."""
     quarantined: int
+    """Speakers whose job was."""
     halved: int
     """Speakers for whom it was ended early by halving."""
     looks: dict[int, float]
@@ -114,12 +115,12 @@ def _each_their_own(group: list[Outcome]) -> Best:
 
 
 def _outcome(trial: Trial, run: str, jobs: list[dict[str, Any]]) -> Outcome:
-    good = [job for job in jobs if job["quarantined"] is None]
+    good = [job for job in jobs if job["quarantined"] is None and job["dev_loss"] is not None]
     curves = []
     for job in good:
         best, curve = math.inf, {}
         for step, loss in job["looks"]:
-            best = min(best, math.inf if loss is None or math.isnan(loss) else loss)
+            best = min(best, math.inf if loss is None else loss)
             curve[step] = best
         curves.append(curve)
     common = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []

@@ -12,6 +12,7 @@ from rich.text import Text
 from specialize.printable import printable
 from specialize.score.page import rendered
 from specialize.score.results import write_atomically
+from specialize.sweep.axes import KIND
 from specialize.sweep.config import Sweep
 from specialize.sweep.outcomes import Best, Outcome, complete
 from specialize.sweep.plots import against_axis
@@ -56,22 +57,17 @@ def write_table(path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best |
 
 def terminal_table(sweep: Sweep, found: Sequence[Outcome], best: Best | None) -> Table:
     """All trials, from the least dev loss."""
-    names = _varying(sweep)
-    table = Table(title=f"Sweep {sweep.called}", title_justify="left")
-    for name in ("trial", "run", "dev loss", "speakers", "chosen for", *names, ""):
-        table.add_column(name, justify="left" if name in ("run", "") else "right")
-    for row in ranked(found, best):
-        table.add_row(
-            *(
-                str(row["trial"]),
-                row["run"],
-                _loss(row["dev_loss"]),
-                str(row["speakers"]),
-                str(row["chosen_for"] or ""),
-            ),
-            *(Text(printable(_short(row, name))) for name in names),
-            _notes(row),
-        )
+    names, rows = _varying(sweep), ranked(found, best)
+    table = Table(title=f"Sweep {sweep.called}, from the least dev loss", title_justify="left")
+    for name in ("trial", "dev loss", "speakers", "chosen for", *map(_last, names)):
+        table.add_column(name, justify="right", overflow="fold")
+    noted = any(map(_notes, rows))
+    if noted:
+        table.add_column("")
+    for row in rows:
+        facts = (row["trial"], _loss(row["dev_loss"]), row["speakers"], row["chosen_for"] or "")
+        cells = [Text(printable(_short(row, name))) for name in names]
+        table.add_row(*map(str, facts), *cells, *([_notes(row)] if noted else []))
     return table
 
 
@@ -124,10 +120,9 @@ def headline(sweep: Sweep, found: Sequence[Outcome], best: Best | None) -> str:
         return "No trial has come to an end with a dev loss."
     people = f"{len(best.chosen)} speaker{'' if len(best.chosen) == 1 else 's'}"
     if sweep.select == "speaker":
-        which = (
-            f"trials {', '.join(map(str, best.trials))}, to each speaker their own" if len(best.trials) > 1 else None
-        )
-        which = which or f"trial {best.trials[0]}"
+        several = len(best.trials) > 1
+        which = f"trial{'s' if several else ''} {', '.join(map(str, best.trials))}"
+        which += ", to each speaker their own" if several else ""
     else:
         row = next(of for of in found if of.trial.number == best.trials[0])
         values = " ".join(f"{name}={_short({'values': row.trial.values}, name)}" for name in row.trial.values)
@@ -141,13 +136,18 @@ def incomparable(sweep: Sweep) -> str | None:
     if not named:
         return None
     return (
-        f"Trials differ in {', '.join(named)}: where their dev utterances or tokens are others, their dev losses do not "
-        "compare. Score the runs with `specialize evaluate` before you choose."
+        f"Trials differ in {', '.join(named)}: where their dev utterances or tokens are others, their dev losses do "
+        "not compare. Score the runs with `specialize evaluate` before you choose."
     )
 
 
 def _varying(sweep: Sweep) -> list[str]:
     return [axis.name for axis in sweep.parsed if axis.varies]
+
+
+def _last(name: str) -> str:
+    """A field without what it is a part of, but `kind`, which says nothing alone."""
+    return name.rpartition(".")[2] if name != KIND else name
 
 
 def _value(row: dict[str, Any], name: str) -> str:

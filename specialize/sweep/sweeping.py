@@ -109,8 +109,8 @@ def _train(run: SweepRun, sweep: Sweep) -> None:
     if run.ended:
         return
     experiment_file(run, sweep)
-    shown = f"{len(run.trials)} trials" if len(run.trials) > 1 else f"trial {run.id}"
-    print(f"run {run.id}: {shown} of the sweep {sweep.called}", file=sys.stderr, flush=True)
+    trials = f"{len(run.trials)} trial{'' if len(run.trials) == 1 else 's'}"
+    print(f"run {run.id}: {trials} of the sweep {sweep.called}", file=sys.stderr, flush=True)
     try:
         train(run.experiment)
     except Preempted as error:

@@ -90,12 +90,13 @@ class Suggested:
             number = of.trial.number
             if number not in numbers or number not in waiting:
                 continue
-            live = self._live(waiting[number])
-            good = number in whole and not of.halved
+            if number in whole and not of.halved:
+                self._study.tell(number, of.mean)
+                continue
             for step, mean in of.looks.items() if number in whole else ():
-                live.report(mean, step)
-            state = optuna.trial.TrialState.COMPLETE if good else optuna.trial.TrialState.PRUNED
-            self._study.tell(number, of.mean if good else None, state=state)
+                if step not in waiting[number].intermediate_values:  # a sitting that was killed may have told it
+                    self._live(waiting[number]).report(mean, step)
+            self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
     def _claim(self, held: contextlib.ExitStack) -> int | None:
         """The first trial of the batch that this process is to do; None where nothing is left."""
@@ -169,7 +170,7 @@ class Suggested:
         return self._study.get_trials(deepcopy=False)
 
     def _live(self, trial: Any) -> Any:
-        """A trial that can be written to. The study gives one only when it asks, which another process may have done."""
+        """A trial that can be written to. The study gives one only when it is asked."""
         assert optuna is not None
         return optuna.trial.Trial(self._study, trial._trial_id)
 
