@@ -38,7 +38,7 @@ class Sweep:
     learn more from those before."""
     select: Literal["pooled", "speaker"] = "pooled"
     """What is best: the values with the least mean dev loss over all speakers; or of one set of programs, for each
-    speaker their own best values of `hyper`."""
+    speaker their own best values of `hyper`. What tpe learns from is the mean either way."""
     halving: int = 0
     """At a few looks, only the best 1 in so many of a speaker's trials of one program go on, as `stop.halving` of an
     experiment. Needs --select speaker, for a mean over speakers of which some ended early says little. 0 lets all
