@@ -114,11 +114,15 @@ def _print_plan(asked: Sweep, *, overwrite: bool) -> None:
             pass
     runs = source.runs()
     trials = sum(len(run.trials) for run in runs)
-    print(f"{trials} trials in {len(runs)} runs, of which {sum(run.ended for run in runs)} have ended")
+    print(f"{_count(trials, 'trial')} in {_count(len(runs), 'run')}, {sum(run.ended for run in runs)} of them ended")
     for run in runs:
-        print(f"run {run.id}: {len(run.trials)} trials{', has ended' if run.ended else ''}")
+        print(f"run {run.id}: {_count(len(run.trials), 'trial')}{', ended' if run.ended else ''}")
         for trial in run.trials[:_SHOWN]:
             print(printable(f"  {trial.number}: {told(trial.values)}"))
         if len(run.trials) > _SHOWN:
             print(f"  … and {len(run.trials) - _SHOWN} more")
         print(f"  specialize train {shlex.quote(str(experiment_file(run, asked)))}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

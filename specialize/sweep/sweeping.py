@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specialize.errors import Preempted, SpecializeError
+import jax
+
+from specialize.errors import ConfigError, Preempted, SpecializeError
 from specialize.sweep.axes import told
 from specialize.sweep.config import Sweep
 from specialize.sweep.folder import SweepFolder
@@ -50,6 +52,11 @@ def run_sweep(sweep: Sweep, *, overwrite: bool = False) -> Swept:
         SpecializeError: the sweep or one of its runs cannot be made; the message names the values.
         Preempted: SIGTERM came; the same command goes on.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "A sweep is one process, and its runs may be of many: `specialize sweep … --dry-run` writes the "
+            "experiment files of the runs. Launch these, and then sweep again for what came of them."
+        )
     source = open_sweep(sweep, overwrite=overwrite)
     while True:
         with source.take() as runs:

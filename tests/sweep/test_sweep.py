@@ -213,6 +213,13 @@ def test_processes_that_share_a_sweep_take_other_runs(asked, done):
     assert done == ["0003", "0000"]
 
 
+def test_a_sweep_over_several_processes_of_one_program_is_refused(asked, done, monkeypatch):
+    monkeypatch.setattr(sweeping.jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--dry-run"):
+        run_sweep(asked)
+    assert not asked.folder.exists()
+
+
 def test_an_error_in_a_run_says_which_values_it_is_of(asked, monkeypatch):
     def fails(*_: Any) -> None:
         raise ConfigError("the spec matches no module")
