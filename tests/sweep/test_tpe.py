@@ -13,6 +13,7 @@ import pytest
 from specialize.errors import ConfigError
 from specialize.sweep import Sweep, run_sweep, sweeping, tpe
 from specialize.sweep.folder import SweepFolder
+from specialize.sweep.outcomes import Outcome
 from specialize.sweep.tpe import Suggested
 from tests.sweep.sweeps import EXPERIMENT, bowl, pretended
 
@@ -166,6 +167,21 @@ def test_a_trial_in_quarantine_is_told_as_worse_than_any(asked, monkeypatch):
     assert {states[of.trial.number] for of in swept.outcomes if not of.quarantined} == {"COMPLETE"}
     assert swept.best is not None
     assert swept.best.experiment.hyper.learning_rate <= 1e-3
+
+
+def test_a_trial_that_halving_ended_is_told_as_pruned_with_how_far_it_came(asked):
+    asked = dataclasses.replace(asked, select="speaker", halving=2)
+    folder = SweepFolder(asked.folder)
+    folder.begin(asked)
+    source = Suggested(asked, folder)
+    with source.take() as runs:
+        trials = [trial for run in runs for trial in run.trials]
+        found = [Outcome(t, "0000", {"ana": 1.0}, 0, t.number % 2, {0: 3.0, 6: 2.0}) for t in trials]
+        source.tell(runs, found)
+        source.tell(runs, found)  # as after a kill
+    told = study(asked).trials
+    assert [trial.state.name for trial in told] == ["COMPLETE", "PRUNED"] * 2
+    assert [trial.intermediate_values for trial in told] == [{}, {0: 3.0, 6: 2.0}] * 2
 
 
 def test_the_next_batch_is_planned_and_kept(asked, capsys, monkeypatch, tmp_path):
