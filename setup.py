@@ -16,6 +16,7 @@ serve = [
     "python-multipart>=0.0.18",
     "uvicorn>=0.34",
 ]
+sweep = ["optuna>=4"]
 
 test = [
     "pytest>=8",
@@ -31,6 +32,7 @@ test = [
     "selenium>=4.25",  # the page, where Chromium and its driver are
     "pyright>=1.1.400",
     *serve,
+    *sweep,
     *tensorboard,
 ]
 
@@ -53,6 +55,7 @@ setup(
         "specialize": ["py.typed"],
         "specialize.score": ["*.jinja"],
         "specialize.serve": ["page/*"],
+        "specialize.sweep": ["*.jinja"],
         "specialize.embedded": ["README.md", "*.json", "*.jsonl", "audio/**", "base/**"],
     },
     python_requires=">=3.11",
@@ -88,6 +91,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "bucket": ["gcsfs>=2024.10", "s3fs>=2024.10"],
         "serve": serve,
+        "sweep": sweep,
         "tensorboard": tensorboard,
         "wandb": ["wandb>=0.21"],
         "tf": tf,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         load_submodel,
         save_submodel,
     )
+    from specialize.sweep import Sweep
     from specialize.train import (
         CohortConfig,
         Experiment,
@@ -58,6 +59,7 @@ _HOMES = {
         "load_submodel",
         "save_submodel",
     ),
+    "specialize.sweep": ("Sweep",),
     "specialize.train": (
         "CohortConfig",
         "Experiment",
@@ -96,6 +98,7 @@ __all__ = [
     "Stopping",
     "StoredSubmodel",
     "SubmodelStore",
+    "Sweep",
     "TransducerConfig",
     "__version__",
     "import_base",

@@ -1,7 +1,6 @@
 """`specialize …`: the commands, each a dataclass whose fields are its flags."""
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import signal
@@ -18,12 +17,15 @@ import tyro
 from specialize import __version__
 from specialize.caches import keep_compiled_programs
 from specialize.errors import EXIT_PREEMPTED, ConfigError, PeerEnded, Preempted, SpecializeError
+from specialize.files import exposed, run_file
 from specialize.printable import printable
 from specialize.words import budgeted, choose_kind, spelt_out
 
 Positional = tyro.conf.Positional
 KindName = Literal["residual-adapter", "lora", "bias-only", "layer-norm-only", "full-weights"]
 """The names in `submodel.KINDS`, which takes long to import."""
+_GO_ON = ("train", "pretrain", "sweep")
+"""Commands that go on where they were stopped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Orbax logs whole tracebacks of what is told here in one sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        if name in ("train", "pretrain"):
+        if name in _GO_ON:
             signal.signal(signal.SIGTERM, _stop_at_once)
         COMMANDS[name](rest)
         sys.stdout.flush()
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         _fail(name, _os_error(error), 1)
     except KeyboardInterrupt:
-        again = "; the same command goes on from the last state that was saved" if name in ("train", "pretrain") else ""
+        again = "; the same command goes on from the last state that was saved" if name in _GO_ON else ""
         _fail(name, f"interrupted{again}", 130)
     except Exception:
         if not _together():
@@ -129,26 +131,7 @@ def load_experiment(file: Path, *kinds: Any) -> Any:
     """
     from specialize.train import Experiment
 
-    kinds = kinds or (Experiment,)
-    if not file.is_file():
-        raise ConfigError(f"There is no experiment file '{file}'.")
-    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"'{file}' is not a Python file. An experiment is a .py file that exposes `experiment`.")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name while they are made.
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SpecializeError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"'{file}' cannot be run: {type(error).__name__}: {error}") from error
-    experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, kinds):
-        named = " or a ".join(f"specialize.{kind.__name__}" for kind in kinds)
-        raise ConfigError(f"'{file}' must expose `experiment`, a {named}; it has {experiment!r}.")
-    return experiment
+    return exposed(file, run_file(file), "experiment", *(kinds or (Experiment,)))
 
 
 def _experiment_of(command: str, words: list[str], example: Any, *kinds: type) -> tuple[Path, list[str], Any]:
@@ -530,6 +513,13 @@ def inspect(words: list[str]) -> None:
         print(printable(line))
 
 
+def sweep(words: list[str]) -> None:
+    """Try many settings of an experiment, those that can in one program: `specialize sweep FILE.py lr=1e-4,1e-3 …`."""
+    from specialize.sweep.command import sweep as run
+
+    run(words)
+
+
 def serve(words: list[str]) -> None:
     """Serve transcriptions of any speaker over HTTP, as OpenAI's API does."""
     from specialize.serve.command import serve as run
@@ -585,6 +575,7 @@ def launch(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "pretrain": pretrain,
+    "sweep": sweep,
     "launch": launch,
     "evaluate": evaluate,
     "curve": curve,

@@ -41,9 +41,15 @@ def page(template: str, about: dict[str, Any] | None, scored: Sequence[dict[str,
     )
 
 
-def rendered(template: str, **parts: Any) -> str:
-    """A template of this folder as a text; all that it is given is escaped, but for plots."""
-    return _environment().get_template(template).render(**parts)
+def rendered(template: str, *, folder: Path | None = None, **parts: Any) -> str:
+    """A template as a text; all that it is given is escaped, but for plots.
+
+    Args:
+        template: its file name, in this folder or in another one.
+        folder: the other one.
+        parts: what the template names.
+    """
+    return _environment(folder).get_template(template).render(**parts)
 
 
 def with_interval(ends: list[float] | None) -> str:
@@ -76,9 +82,10 @@ def _fact(key: str, value: Any) -> str:
     return str(value)
 
 
-def _environment() -> jinja2.Environment:
+def _environment(folder: Path | None) -> jinja2.Environment:
+    here = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([here] if folder is None else [folder, here]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from specialize.score import drawing as draw
 from specialize.score.terminal import by_gain, by_rate, percent
 
 ROWS = 48
@@ -33,19 +34,19 @@ def dumbbells(speakers: dict[str, dict[str, Any]]) -> Markup | None:
     top = _top(rows)
     left, above, step = 150.0, 14.0, 20.0
     width, height = _WIDTH - left - 64, step * len(rows)
-    parts = [*_grid(left, above, width, height, top, None)]
+    parts = [*draw.grid(left, above, width, height, top, None)]
     for index, (speaker, row) in enumerate(rows):
         y = above + step * (index + 0.5)
         base, mine = (left + width * row[name] / top for name in ("base_wer", "wer"))
         name = speaker if len(speaker) <= 20 else speaker[:19] + "…"
-        parts.append(_text(left - 10, y + 4, name, "end"))
-        parts.append(_line(base, y, mine, y, "range"))
+        parts.append(draw.text(left - 10, y + 4, name, "end"))
+        parts.append(draw.line(base, y, mine, y, "range"))
         parts.append(Markup('<circle class="base" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(base, y))
         parts.append(_mark(mine, y, _change(row), _title(speaker, row)))
-        parts.append(_text(left + width + 12, y + 4, f"{100 * _change(row):+.1f}", "start"))
-    parts.append(_text(left + width / 2, above + height + 40, "WER", "middle"))
+        parts.append(draw.text(left + width + 12, y + 4, f"{100 * _change(row):+.1f}", "start"))
+    parts.append(draw.text(left + width / 2, above + height + 40, "WER", "middle"))
     label = f"WER of {len(rows)} speakers with the base and personalised, sorted by the change. "
-    return _svg(_WIDTH, above + height + 48, label + "The table of speakers has the same figures.", parts)
+    return draw.svg(_WIDTH, above + height + 48, label + "The table of speakers has the same figures.", parts)
 
 
 def changes(speakers: dict[str, dict[str, Any]]) -> Markup:
@@ -59,11 +60,11 @@ def changes(speakers: dict[str, dict[str, Any]]) -> Markup:
         return above + height * (high - change) / (high - low)
 
     parts = []
-    step = _ticks(high - low)[1]
+    step = draw.ticks(high - low)[1]
     for index in range(math.ceil(low / step), math.floor(high / step) + 1):
         y = place(index * step)
-        parts.append(_line(left, y, left + width, y, "range" if index == 0 else "grid"))
-        parts.append(_text(left - 8, y + 4, f"{100 * index * step:+.3g}" if index else "0", "end"))
+        parts.append(draw.line(left, y, left + width, y, "range" if index == 0 else "grid"))
+        parts.append(draw.text(left - 8, y + 4, f"{100 * index * step:+.3g}" if index else "0", "end"))
     wide = width / len(gains)
     bar = Markup('<rect class="{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"><title>{}</title></rect>')
     for index, (speaker, row) in enumerate(rows):
@@ -72,12 +73,12 @@ def changes(speakers: dict[str, dict[str, Any]]) -> Markup:
         top, bottom = place(max(change, 0.0)), place(min(change, 0.0))
         x, thick = left + wide * (index + 0.1), min(0.8 * wide, 40.0) if wide > 3 else wide
         parts.append(bar.format(style, x, top, thick, bottom - top, _title(speaker, row)))
-    parts.append(_text(left + width / 2, above + height + 40, "speakers, from most gain to most loss", "middle"))
-    parts.append(_upright(14, above + height / 2, "change of the WER, points"))
+    parts.append(draw.text(left + width / 2, above + height + 40, "speakers, from most gain to most loss", "middle"))
+    parts.append(draw.upright(14, above + height / 2, "change of the WER, points"))
     label = (
         f"Change of the WER of {len(rows)} speakers, sorted: {100 * gains[0]:+.1f} to {100 * gains[-1]:+.1f} points."
     )
-    return _svg(left + width + 14, above + height + 48, label, parts)
+    return draw.svg(left + width + 14, above + height + 48, label, parts)
 
 
 def scatter(speakers: dict[str, dict[str, Any]]) -> Markup:
@@ -85,25 +86,25 @@ def scatter(speakers: dict[str, dict[str, Any]]) -> Markup:
     rows = _scored(speakers)
     top = _top(rows)
     size, left, above = 360.0, 62.0, 14.0
-    parts = [*_grid(left, above, size, size, top, top)]
-    parts.append(_line(left, above + size, left + size, above, "diagonal"))
+    parts = [*draw.grid(left, above, size, size, top, top)]
+    parts.append(draw.line(left, above + size, left + size, above, "diagonal"))
     radius = 4.5 if len(rows) <= 100 else 3.0
     for speaker, row in rows:
         x, y = left + size * row["base_wer"] / top, above + size * (1 - row["wer"] / top)
         parts.append(_mark(x, y, _change(row), _title(speaker, row), radius))
-    parts.append(_text(left + size / 2, above + size + 40, "WER of the base", "middle"))
-    parts.append(_upright(14, above + size / 2, "personalised WER"))
+    parts.append(draw.text(left + size / 2, above + size + 40, "WER of the base", "middle"))
+    parts.append(draw.upright(14, above + size / 2, "personalised WER"))
     better = sum(row["wer"] < row["base_wer"] for _, row in rows)
     label = f"Scatter of personalised against base WER of {len(rows)} speakers; {better} lie under the diagonal."
-    return _svg(left + size + 14, above + size + 48, label, parts)
+    return draw.svg(left + size + 14, above + size + 48, label, parts)
 
 
 def rates(speakers: dict[str, dict[str, Any]], pooled: float | None) -> Markup:
     """WER of every speaker, from the highest to the lowest, a bar each, with that of all as a line across."""
     rows = [(speaker, row) for speaker, row in by_rate(speakers) if row["wer"] is not None]
-    top = _ceiling(max((row["wer"] for _, row in rows), default=1.0))
+    top = draw.ceiling(max((row["wer"] for _, row in rows), default=1.0))
     left, above, width, height = 62.0, 14.0, _WIDTH - 62.0 - 14.0, 240.0
-    parts = [*_grid(left, above, width, height, None, top)]
+    parts = [*draw.grid(left, above, width, height, None, top)]
     wide = width / max(len(rows), 1)
     bar = Markup('<rect class="submodel" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"><title>{}</title></rect>')
     for index, (speaker, row) in enumerate(rows):
@@ -112,11 +113,13 @@ def rates(speakers: dict[str, dict[str, Any]], pooled: float | None) -> Markup:
         parts.append(bar.format(left + wide * (index + 0.1), above + height - tall, thick, tall, title))
     if pooled is not None:
         y = above + height * (1 - min(pooled, top) / top)
-        parts.append(_line(left, y, left + width, y, "diagonal"))
-    parts.append(_text(left + width / 2, above + height + 24, "speakers, from the highest WER to the lowest", "middle"))
-    parts.append(_upright(14, above + height / 2, "WER"))
+        parts.append(draw.line(left, y, left + width, y, "diagonal"))
+    parts.append(
+        draw.text(left + width / 2, above + height + 24, "speakers, from the highest WER to the lowest", "middle")
+    )
+    parts.append(draw.upright(14, above + height / 2, "WER"))
     label = f"WER of {len(rows)} speakers, sorted; that of all is {percent(pooled)}. The table has the same figures."
-    return _svg(left + width + 14, above + height + 32, label, parts)
+    return draw.svg(left + width + 14, above + height + 32, label, parts)
 
 
 def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
@@ -138,13 +141,13 @@ def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
         return None
     values = sorted(value for points in lines.values() for _, value in points)
     last = max(step for points in lines.values() for step, _ in points) or 1
-    top = _ceiling(min(values[-1], 4 * values[int(0.9 * (len(values) - 1))]) or 1.0)
+    top = draw.ceiling(min(values[-1], 4 * values[int(0.9 * (len(values) - 1))]) or 1.0)
     width, height, left, above = 360.0, 240.0, 62.0, 14.0
 
     def place(step: float, value: float) -> str:
         return f"{left + width * step / last:.1f},{above + height * (1 - min(value, top) / top):.1f}"
 
-    parts = [*_grid(left, above, width, height, float(last), top, shares=False)]
+    parts = [*draw.grid(left, above, width, height, float(last), top, shares=False)]
     faint = max(0.08, min(0.6, 12 / len(lines)))
     for speaker, points in lines.items():
         path = " ".join(place(step, value) for step, value in points)
@@ -161,14 +164,14 @@ def training_curves(curves: dict[str, Curve], which: int) -> Markup | None:
     path = " ".join(place(step, value) for step, value in middle.items())
     parts.append(Markup('<polyline class="median" points="{}"/>').format(path))
     name = ("", "train loss", "dev loss")[which]
-    parts.append(_text(left + width / 2, above + height + 40, f"step ({name} a token)", "middle"))
+    parts.append(draw.text(left + width / 2, above + height + 40, f"step ({name} a token)", "middle"))
     whose = next(iter(lines)) if len(lines) == 1 else f"{len(lines)} speakers"
     label = f"{name.capitalize()} of {whose} against steps"
     if len(middle) > 1:
         first, final = next(iter(middle.values())), list(middle.values())[-1]
         which_one = "it" if len(lines) == 1 else "the median"
         label += f"; {which_one} goes from {first:.3f} to {final:.3f} at step {max(middle)}"
-    return _svg(left + width + 14, above + height + 48, label + ".", parts)
+    return draw.svg(left + width + 14, above + height + 48, label + ".", parts)
 
 
 def speaker_points(
@@ -189,13 +192,13 @@ def speaker_points(
         return size * (value + reach) / (2 * reach)
 
     parts = []
-    step = _ticks(reach)[1]
+    step = draw.ticks(reach)[1]
     for index in range(-math.floor(reach / step), math.floor(reach / step) + 1):
         at, style, value = place(index * step), "grid" if index else "range", f"{index * step:.3g}"
-        parts.append(_line(left + at, above, left + at, above + size, style))
-        parts.append(_line(left, above + size - at, left + size, above + size - at, style))
-        parts.append(_text(left + at, above + size + 18, value, "middle"))
-        parts.append(_text(left - 8, above + size - at + 4, value, "end"))
+        parts.append(draw.line(left + at, above, left + at, above + size, style))
+        parts.append(draw.line(left, above + size - at, left + size, above + size - at, style))
+        parts.append(draw.text(left + at, above + size + 18, value, "middle"))
+        parts.append(draw.text(left - 8, above + size - at + 4, value, "end"))
     order = list(dict.fromkeys(labels.values()))
     radius = 4.5 if len(points) <= 100 else 3.0
     for speaker, (x, y) in points.items():
@@ -204,11 +207,13 @@ def speaker_points(
         index = None if group is None else order.index(group)
         parts.append(group_mark(index, left + place(x), above + size - place(y), title, radius))
     shares = [percent(share) for share in (*explained[:2], 0.0, 0.0)[:2]]
-    parts.append(_text(left + size / 2, above + size + 40, f"first direction, {shares[0]} of the variance", "middle"))
-    parts.append(_upright(14, above + size / 2, f"second direction, {shares[1]}"))
+    parts.append(
+        draw.text(left + size / 2, above + size + 40, f"first direction, {shares[0]} of the variance", "middle")
+    )
+    parts.append(draw.upright(14, above + size / 2, f"second direction, {shares[1]}"))
     by = "" if name is None else f" by {name}"
     label = f"{len(points)} speakers{by} in the two directions in which their embeddings differ most."
-    return _svg(left + size + 14, above + size + 48, label, parts)
+    return draw.svg(left + size + 14, above + size + 48, label, parts)
 
 
 def group_mark(index: int | None, x: float, y: float, title: str | None = None, radius: float = 4.5) -> Markup:
@@ -236,15 +241,15 @@ def amounts(curve: dict[str, Any], names: dict[str, str]) -> Markup:
     across = [curve["base"]] + ([] if curve["pooled_control"] is None else [curve["pooled_control"]])
     points = [point for of in curve["curves"].values() for point in of]
     ends = [end for point in points for end in point["wer_interval"] or (point["wer"],)]
-    top, last = _ceiling(min(max([*ends, *across]), 1.5)), max(point[unit] for point in points) * 1.06
+    top, last = draw.ceiling(min(max([*ends, *across]), 1.5)), max(point[unit] for point in points) * 1.06
 
     def y(rate: float) -> float:
         return above + height * (1 - min(rate, top) / top)
 
-    parts = [*_grid(left, above, width, height, None, top)]
+    parts = [*draw.grid(left, above, width, height, None, top)]
     for amount in sorted({point[unit] for point in points}):
-        parts.append(_text(left + width * amount / last, above + height + 18, f"{amount:g}", "middle"))
-    parts += [_line(left, y(rate), left + width, y(rate), "diagonal") for rate in across]
+        parts.append(draw.text(left + width * amount / last, above + height + 18, f"{amount:g}", "middle"))
+    parts += [draw.line(left, y(rate), left + width, y(rate), "diagonal") for rate in across]
     ways = list(curve["curves"])
     for index, way in enumerate(ways):
         shift = 7.0 * (index - (len(ways) - 1) / 2)
@@ -254,13 +259,13 @@ def amounts(curve: dict[str, Any], names: dict[str, str]) -> Markup:
         for x, at, point in places:
             if point["wer_interval"] is not None:
                 low, high = point["wer_interval"]
-                parts.append(_line(x, y(low), x, y(high), "range"))
+                parts.append(draw.line(x, y(low), x, y(high), "range"))
             title = f"{names[way]}, {point[unit]:g} {unit}: {percent(point['wer'])}"
             parts.append(group_mark(index, x, at, title))
-    parts.append(_text(left + width / 2, above + height + 40, f"{unit} of a speaker to train on", "middle"))
-    parts.append(_upright(14, above + height / 2, "WER"))
+    parts.append(draw.text(left + width / 2, above + height + 40, f"{unit} of a speaker to train on", "middle"))
+    parts.append(draw.upright(14, above + height / 2, "WER"))
     label = f"WER of {curve['speakers']} speakers against {unit} to train on. The table has the same figures."
-    return _svg(left + width + 14, above + height + 48, label, parts)
+    return draw.svg(left + width + 14, above + height + 48, label, parts)
 
 
 def interval_axis(
@@ -284,13 +289,13 @@ def interval_bar(value: float | None, ends: Sequence[float] | None, axis: tuple[
     def x(share: float) -> float:
         return 6 + (width - 12) * (max(axis[0], min(axis[1], share)) - axis[0]) / (axis[1] - axis[0])
 
-    parts = [_line(x(0), 0, x(0), height, "grid")]
+    parts = [draw.line(x(0), 0, x(0), height, "grid")]
     if ends is not None:
-        parts.append(_line(x(ends[0]), height / 2, x(ends[1]), height / 2, "range"))
-        parts += [_line(x(end), height / 2 - 4, x(end), height / 2 + 4, "range") for end in ends]
+        parts.append(draw.line(x(ends[0]), height / 2, x(ends[1]), height / 2, "range"))
+        parts += [draw.line(x(end), height / 2 - 4, x(end), height / 2 + 4, "range") for end in ends]
     parts.append(Markup('<circle class="submodel" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(x(value), height / 2))
     label = f"{percent(value)} on an axis from {percent(axis[0])} to {percent(axis[1])}"
-    return _svg(width, height, label, parts, fixed=True)
+    return draw.svg(width, height, label, parts, fixed=True)
 
 
 def _scored(speakers: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -298,16 +303,11 @@ def _scored(speakers: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, An
 
 
 def _top(rows: Sequence[tuple[str, dict[str, Any]]]) -> float:
-    return _ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
+    return draw.ceiling(max((max(row["wer"], row["base_wer"]) for _, row in rows), default=1.0))
 
 
 def _change(row: dict[str, Any]) -> float:
     return row["wer"] - row["base_wer"]
-
-
-def _upright(x: float, y: float, text: str) -> Markup:
-    turned = '<text class="axis" transform="translate({:.1f} {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
-    return Markup(turned).format(x, y, text)
 
 
 def _title(speaker: str, row: dict[str, Any]) -> str:
@@ -328,54 +328,6 @@ def _mark(x: float, y: float, change: float, title: str, radius: float = 4.5) ->
     return shape + Markup("<title>{}</title></rect>").format(title)
 
 
-def _grid(
-    left: float,
-    above: float,
-    width: float,
-    height: float,
-    x_top: float | None,
-    y_top: float | None,
-    shares: bool = True,
-) -> Iterable[Markup]:
-    """Grid lines with their values; `shares` says that values are shares, on x too."""
-    if x_top is not None:
-        for value in _ticks(x_top):
-            x = left + width * value / x_top
-            yield _line(x, above, x, above + height, "grid")
-            yield _text(x, above + height + 18, f"{100 * value:.3g}%" if shares else f"{value:g}", "middle")
-    if y_top is not None:
-        for value in _ticks(y_top):
-            y = above + height * (1 - value / y_top)
-            yield _line(left, y, left + width, y, "grid")
-            yield _text(left - 8, y + 4, f"{100 * value:.3g}%" if shares else f"{value:g}", "end")
-
-
-def _ticks(top: float) -> list[float]:
-    """Round values from 0 to `top`."""
-    raw = top / 5
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(magnitude * m for m in (1, 2, 5, 10) if magnitude * m >= raw * 0.999)
-    return [step * index for index in range(math.floor(top / step * 1.0001) + 1)]
-
-
-def _ceiling(value: float) -> float:
-    return max(value, 0.01) * 1.05
-
-
 def _median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(style, x1, y1, x2, y2)
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text class="axis" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
-
-
-def _svg(width: float, height: float, label: str, parts: Iterable[Markup], *, fixed: bool = False) -> Markup:
-    style = f"width:{width:.0f}px" if fixed else f"width:100%;max-width:{width:.0f}px"
-    start = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" style="{}" role="img" aria-label="{}">')
-    return start.format(width, height, style, label) + Markup("").join(parts) + Markup("</svg>")

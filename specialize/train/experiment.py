@@ -81,7 +81,8 @@ class Experiment:
     """Slots and batch."""
     grid: tuple[str, ...] = ()
     """Train each speaker at every point of a grid: `lr=3e-4,1e-3 dropout=0,0.1`. Names are those of `hyper`, or numbers
-    of the spec, `submodel.bottleneck=16,48`, of which each makes a program of its own, run one after another."""
+    of the spec, `submodel.bottleneck=16,48`, of which each makes a program of its own, run one after another.
+    Names that are joined go together: `lr:dropout=3e-4:0,1e-3:0.1` is two points."""
     select: Literal["speaker", "pooled"] = "speaker"
     """Which point of the grid is kept, by dev loss: each speaker's own best, or the one that is best on average."""
     start: Path | None = None

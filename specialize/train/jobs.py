@@ -3,16 +3,17 @@
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, get_args, get_type_hints, overload
+from typing import Any, NamedTuple, get_type_hints, overload
 
 import numpy as np
 
 from specialize.corpus import Assignment, Speaker, Utterance
 from specialize.errors import ConfigError, SpecializeError
 from specialize.submodel.kinds import KINDS, kind_name
+from specialize.train.values import parse_value, write_value
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,20 @@ class Jobs(Sequence[Job]):
 _ALIASES = {"lr": "learning_rate", "wd": "weight_decay"}
 
 
+def hyper_name(name: str) -> str:
+    """A field of `HyperParameters` as it is called: `lr` is `learning_rate`, and `-` is `_`."""
+    return _ALIASES.get(name, name).replace("-", "_")
+
+
 def parse_grid(axes: Sequence[str], hyper: HyperParameters, spec: Any) -> list[tuple[Any, HyperParameters]]:
     """The points of a grid: (spec, hyper-parameters), those of one spec together.
 
     Args:
         axes: `name=value,value`: a field of `HyperParameters` (`lr` is `learning_rate`); or `submodel.field`, of which
             every value is a program of its own: a number of the spec, `submodel.kind=lora,bias-only`, or
-            `submodel.where=encoder/**+decoder/**,encoder/**` with `+` between the patterns of one value.
+            `submodel.where=encoder/**+decoder/**,encoder/**` with `+` between the patterns of one value. Axes multiply.
+            Fields that are joined with `:` are one axis, whose values go together: `lr:wd=1e-3:0,3e-4:0.1` is two
+            points.
         hyper: what the axes do not name.
         spec: likewise; a kind that is not this one's has its defaults.
 
@@ -171,29 +179,30 @@ def parse_grid(axes: Sequence[str], hyper: HyperParameters, spec: Any) -> list[t
         ConfigError: an axis is not of this form, names no field or one twice, or a value does not fit.
     """
     parted = [_parted(axis) for axis in axes]
-    kinds = next((values for name, values in parted if name == "submodel.kind"), [kind_name(spec)])
+    columns = [(name, [row[at] for row in rows]) for names, rows in parted for at, name in enumerate(names)]
+    kinds = next((texts for name, texts in columns if name == "submodel.kind"), [kind_name(spec)])
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--grid submodel.kind={unknown[0]}: there is no such kind. Choose from {', '.join(KINDS)}.")
-    specs = [spec if kind == kind_name(spec) else KINDS[kind]() for kind in kinds]
+    specs = {kind: spec if kind == kind_name(spec) else KINDS[kind]() for kind in kinds}
     fields = {f.name: hyper for f in dataclasses.fields(hyper)}
-    fields |= {f"submodel.{f.name}": of for of in specs for f in dataclasses.fields(of)} | {"submodel.kind": None}
-    values: dict[str, list[Any]] = {}
-    for axis, (name, texts) in zip(axes, parted, strict=True):
-        if name not in fields:
-            raise ConfigError(f"--grid {axis}: there is no '{name}'. Choose from {', '.join(fields)}.")
-        if name in values:
-            raise ConfigError(f"--grid names '{name}' twice. Give all its values in one axis.")
-        field = name.removeprefix("submodel.")
-        if name == "submodel.kind":
-            values[name] = texts
-        elif name == "submodel.where":
-            values[name] = [tuple(text.split("+")) for text in texts]
-        else:
-            values[name] = [_number(axis, text, get_type_hints(type(fields[name]))[field]) for text in texts]
+    fields |= {f"submodel.{f.name}": of for of in specs.values() for f in dataclasses.fields(of)}
+    known: set[str] = set()
+    values: list[list[dict[str, Any]]] = []
+    for axis, (names, rows) in zip(axes, parted, strict=True):
+        for name in names:
+            if name not in fields and name != "submodel.kind":
+                raise ConfigError(
+                    f"--grid {axis}: there is no '{name}'. Choose from {', '.join(fields)}, submodel.kind."
+                )
+            if name in known:
+                raise ConfigError(f"--grid names '{name}' twice. Give all its values in one axis.")
+            known.add(name)
+        read = [[_value(axis, text, name, fields) for name, text in zip(names, row, strict=True)] for row in rows]
+        values.append([dict(zip(names, row, strict=True)) for row in read])
     points = []
-    for chosen in itertools.product(*values.values()):
-        point = dict(zip(values, chosen, strict=True))
-        of_spec = specs[kinds.index(point.pop("submodel.kind", kinds[0]))]
+    for chosen in itertools.product(*values):
+        point = {name: value for of_axis in chosen for name, value in of_axis.items()}
+        of_spec = specs[point.pop("submodel.kind", kinds[0])]
         changes = {n.removeprefix("submodel."): v for n, v in point.items() if n.startswith("submodel.")}
         if foreign := [name for name in changes if not hasattr(of_spec, name)]:
             raise ConfigError(f"--grid {' '.join(axes)}: {kind_name(of_spec)} has no '{foreign[0]}'.")
@@ -207,23 +216,35 @@ def parse_grid(axes: Sequence[str], hyper: HyperParameters, spec: Any) -> list[t
     return sorted(points, key=lambda point: order.index(point[0]))
 
 
-def _parted(axis: str) -> tuple[str, list[str]]:
-    """The name of an axis, written out, and its values."""
-    name, equals, listed = axis.partition("=")
+def joint_axis(points: Sequence[HyperParameters]) -> str:
+    """An axis for `parse_grid` of which the points are these, in this order, where all else is the first's."""
+    each = [dataclasses.asdict(point) for point in points]
+    names = [name for name in each[0] if any(row[name] != each[0][name] for row in each)] or ["learning_rate"]
+    return ":".join(names) + "=" + ",".join(":".join(write_value(row[name]) for name in names) for row in each)
+
+
+def _parted(axis: str) -> tuple[list[str], list[list[str]]]:
+    """The names of an axis, written out, and its rows of values."""
+    joined, equals, listed = axis.partition("=")
     if not equals or not listed:
         raise ConfigError(f"--grid {axis}: write it as name=value,value, like lr=3e-4,1e-3.")
-    if not name.startswith("submodel."):
-        name = _ALIASES.get(name, name).replace("-", "_")
-    return name, listed.split(",")
+    names = [name if name.startswith("submodel.") else hyper_name(name) for name in joined.split(":")]
+    rows = [text.split(":") if len(names) > 1 else [text] for text in listed.split(",")]
+    if wrong := [row for row in rows if len(row) != len(names)]:
+        raise ConfigError(
+            f"--grid {axis}: it joins {len(names)} fields, but '{':'.join(wrong[0])}' has {len(wrong[0])} values."
+        )
+    return names, rows
 
 
-def _number(axis: str, text: str, kind: Any) -> Any:
-    """A value of an axis, of the type of the field."""
-    whole = kind is int or (int in get_args(kind) and float not in get_args(kind))
+def _value(axis: str, text: str, name: str, fields: Mapping[str, Any]) -> Any:
+    """A value of an axis, of the type of the field; the kind of a spec stays a word."""
+    if name == "submodel.kind":
+        return text
     try:
-        return int(text) if whole else float(text)
-    except ValueError:
-        raise ConfigError(f"--grid {axis}: '{text}' is not {'a whole number' if whole else 'a number'}.") from None
+        return parse_value(text, get_type_hints(type(fields[name]))[name.removeprefix("submodel.")])
+    except ConfigError as error:
+        raise ConfigError(f"--grid {axis}: {error}") from None
 
 
 def stack_hyper(jobs: Sequence[Job | None]) -> Hyper:

@@ -75,7 +75,7 @@ class Recorder:
         self.totals = Totals(**resume.get("totals", {}))
         """Of the programs that have ended."""
         self._before = float(resume.get("seconds", 0.0))
-        self._choice = _Choice(run.experiment.select == "pooled" and bool(run.experiment.grid))
+        self._choice = Choice(run.experiment.select == "pooled" and bool(run.experiment.grid))
         self.quarantined: dict[str, str] = {}
         """{job: why}."""
         self.ended = 0
@@ -279,7 +279,7 @@ class Recorder:
         return str(self.run.folder / CANDIDATES / str(key[1]) if self._choice.pooled else self.run.store.folder)
 
 
-class _Choice:
+class Choice:
     """Which of its jobs a speaker's Submodel comes from.
 
     Args:

@@ -22,7 +22,7 @@ from specialize.train.experiment import Experiment, from_json, to_json
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _LEFT = ("config.json.tmp", "lock")
 """What a run leaves that was killed before its first file was whole."""
-_HARMLESS = ("tensorboard", "wandb", "save_seconds", "cohort.resident", "corpus.cache", "runs")
+HARMLESS = ("tensorboard", "wandb", "save_seconds", "cohort.resident", "corpus.cache", "runs")
 """Fields that change nothing of what comes of a run, so that it may go on with others."""
 
 
@@ -88,7 +88,7 @@ class RunFolder:
     def changed_versions(self) -> list[str]:
         """Packages that are not those that the run began with: its bits may be others from here on."""
         now = self.config.get("went_on_with", {})
-        changed = _differences({name: self.config["versions"].get(name) for name in now}, now)
+        changed = differences({name: self.config["versions"].get(name) for name in now}, now)
         return [f"{name} {old} -> {new}" for name, old, new in changed]
 
     def held(self) -> AbstractContextManager[None]:
@@ -106,8 +106,8 @@ class RunFolder:
         now = {key: config.get(key) for key in ("experiment", *identity)}
         changed = [
             f"{name.removeprefix('experiment.')}: {old!r} -> {new!r}"
-            for name, old, new in _differences({key: self.config.get(key) for key in now}, now)
-            if name.removeprefix("experiment.") not in _HARMLESS
+            for name, old, new in differences({key: self.config.get(key) for key in now}, now)
+            if name.removeprefix("experiment.") not in HARMLESS
         ]
         if changed:
             listed = "\n  ".join(changed)
@@ -211,11 +211,11 @@ def _empty(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(name, old, new) of every leaf of two JSON trees that is not the same."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield name, old, new
 

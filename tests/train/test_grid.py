@@ -22,7 +22,7 @@ from specialize.errors import ConfigError, SpecializeError
 from specialize.submodel import LoRA, ResidualAdapter
 from specialize.train import HyperParameters, Job, Run, Schedule, Stopping, plan, train
 from specialize.train.experiment import to_json
-from specialize.train.jobs import Jobs, parse_grid
+from specialize.train.jobs import Jobs, joint_axis, parse_grid
 from specialize.train.recorder import Recorder, read_jobs
 from specialize.train.schedule import HALVED, Running
 from tests.bases import BASES
@@ -69,6 +69,29 @@ def test_axes_multiply_and_the_points_of_a_spec_stand_together():
     assert parse_grid([], HyperParameters(seed=5), SPEC) == [(SPEC, HyperParameters(seed=5))]
 
 
+def test_fields_that_are_joined_go_together():
+    joined = parse_grid(["lr:wd=1:0,2:0.5", "submodel.bottleneck:seed=3:7,2:8"], HyperParameters(), SPEC)
+    assert [(spec.bottleneck, h.seed, h.learning_rate, h.weight_decay) for spec, h in joined] == [
+        (size, seed, *both) for size, seed in ((3, 7), (2, 8)) for both in ((1.0, 0.0), (2.0, 0.5))
+    ]
+
+
+def test_any_points_are_one_axis_to_the_same_bits():
+    rng = random.Random(5)
+    for count in (1, 2, 9):
+        points = [
+            HyperParameters(
+                learning_rate=10 ** rng.uniform(-6, 0),
+                seed=rng.randint(0, 9),
+                utterances=rng.choice((None, 3)),
+                clip=2.0,
+            )
+            for _ in range(count)
+        ]
+        points += points[:1]
+        assert [hyper for _, hyper in parse_grid([joint_axis(points)], points[0], SPEC)] == points
+
+
 def test_a_kind_and_its_places_may_be_in_a_grid():
     axes = ["submodel.kind=residual-adapter,lora", "submodel.where=a/*+b,c", "lr=1,2"]
     points = parse_grid(axes, HyperParameters(), SPEC)
@@ -97,6 +120,9 @@ def test_a_kind_and_its_places_may_be_in_a_grid():
         (["lr"], ["--grid lr:", "name=value"]),
         (["lr="], ["--grid lr=:", "name=value"]),
         (["lr=1", "learning-rate=2"], ["'learning_rate' twice"]),
+        (["lr:wd=1:0", "wd=1"], ["'weight_decay' twice"]),
+        (["lr:wd=1:0,2"], ["lr:wd=1:0,2", "joins 2 fields", "'2' has 1 values"]),
+        (["lr:wd=1:0,2:few"], ["'few' is not a number"]),
     ],
 )
 def test_a_wrong_axis_is_named_with_what_would_be_right(axes, named):

@@ -1,0 +1,133 @@
+"""A sweep in one program, against a run for each value and speaker.
+
+    python experiments/benchmarks/sweep.py --speakers 8 --rates 3e-3 7e-3 2e-2 --json sweep.json
+
+Both ways train every speaker at every learning rate, make the same steps and choose for each speaker the rate with the
+least dev loss. Every run is a process, timed from its start to its end, with its compilations; compiled programs and
+the decoded corpus are kept between processes, which helps the separate ones most.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+from fitting import fitting
+from processes import specialize
+
+from specialize.corpus import CorpusConfig, open_corpus
+from specialize.embedded import BASE
+from specialize.sweep import Sweep
+from specialize.sweep.outcomes import outcomes
+from specialize.sweep.sweeping import open_sweep
+from specialize.sweep.trials import SweepRun
+from specialize.train import Run
+from specialize.train.recorder import read_jobs
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Seconds of a sweep in one program, and of separate runs."""
+
+    experiment: Path | None = None
+    """Experiment file; None is `speechocean_whisper.py` for a Whisper and `quickstart.py` for others."""
+    manifest: Path | None = None
+    """Whose speech; None is that of the experiment."""
+    base: Path = BASE
+    """Base folder."""
+    speakers: int = 8
+    """How many people, all in slots at once with every rate."""
+    rates: tuple[float, ...] = (3e-3, 7e-3, 2e-2)
+    """Learning rates to try."""
+    steps: int = 36
+    """Steps of every Submodel."""
+    every: int = 12
+    """Steps between two looks at the dev sets."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+Losses = dict[str, dict[float, float]]
+"""{speaker: {learning rate: dev loss}}."""
+
+
+def main(options: Benchmark) -> None:
+    """Trains in both ways, compares what is chosen, and prints the ratio.
+
+    Raises:
+        SystemExit: the two ways chose differently.
+    """
+    experiment, manifest = fitting(options.base, options.experiment, options.manifest)
+    names = [s.id for s in open_corpus(CorpusConfig(manifest, role="personal")).speakers[: options.speakers]]
+    with tempfile.TemporaryDirectory() as folder:
+        cache, runs, sweeps = (Path(folder) / name for name in ("cache", "runs", "sweeps"))
+        specialize("corpus", manifest, "--base", options.base, cache=cache)
+        fixed = {
+            "base": options.base,
+            "corpus.manifest": manifest,
+            "stop.max_steps": options.steps,
+            "stop.every": min(options.every, options.steps),
+        }
+        slots = len(names) * len(options.rates)
+        axes = [f"lr={','.join(map(str, options.rates))}", *(f"{name}={value}" for name, value in fixed.items())]
+        axes += [f"corpus.speakers={'+'.join(names)}", f"cohort.slots={slots}"]
+        words = ("sweep", experiment, *axes, "--name", "together", "--select", "speaker", "--sweeps", sweeps)
+        together = specialize(*words, cache=cache)
+        print(f"{slots} jobs in one program: {together:.1f} s", flush=True)
+        swept = Sweep(experiment, tuple(axes), name="together", select="speaker", sweeps=sweeps)
+        found = _of_sweep(open_sweep(swept).runs())
+
+        flags = [word for name, value in fixed.items() for word in (f"--{name.replace('_', '-')}", value)]
+        separate, alone = [], {name: {} for name in names}
+        for speaker in names:
+            for rate in options.rates:
+                run = f"{speaker}-{rate}"
+                words = ("train", experiment, "--name", run, "--runs", runs, *flags, "--corpus.speakers", speaker)
+                words += ("--cohort.slots", jax.device_count(), "--hyper.learning-rate", rate)
+                separate.append(specialize(*words, cache=cache))
+                (job,) = read_jobs(Run(runs / run))
+                alone[speaker][rate] = job["dev_loss"]
+                print(f"{speaker} at {rate:g}: {separate[-1]:.1f} s", flush=True)
+    chosen, expected = _chosen(found), _chosen(alone)
+    away = max(abs(found[name][rate] - alone[name][rate]) for name in names for rate in options.rates)
+    ratio = sum(separate) / together
+    print(
+        f"one program {together:.1f} s, {len(separate)} runs {sum(separate):.1f} s: {ratio:.1f}x. Dev losses differ by "
+        f"at most {away:.1e}; the rate is the same for {sum(chosen[n] == expected[n] for n in names)} of {len(names)}."
+    )
+    if options.json is not None:
+        about = {
+            "device": f"{jax.device_count()} x {jax.devices()[0].platform} {jax.devices()[0].device_kind}",
+            "speakers": len(names),
+            "rates": options.rates,
+            "steps": options.steps,
+            "seconds_together": together,
+            "seconds_separate": separate,
+            "ratio": ratio,
+            "largest_difference": away,
+            "chosen_together": chosen,
+            "chosen_separately": expected,
+        }
+        options.json.write_text(json.dumps(about, indent=1) + "\n")
+    if chosen != expected:
+        raise SystemExit("The two ways chose other rates.")
+
+
+def _of_sweep(runs: Sequence[SweepRun]) -> Losses:
+    losses: Losses = {}
+    for of in outcomes(runs):
+        for speaker, loss in of.losses.items():
+            losses.setdefault(speaker, {})[of.trial.experiment.hyper.learning_rate] = loss
+    return losses
+
+
+def _chosen(losses: Losses) -> dict[str, float]:
+    """The best rate of each speaker."""
+    return {speaker: min(of, key=lambda rate: of[rate]) for speaker, of in sorted(losses.items())}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))
