@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from launch import tpu_vm
 from specialize.base import save_base
 from specialize.cli import COMMANDS, KindName, main
 from specialize.errors import StoreError
@@ -338,7 +339,10 @@ def test_every_command_explains_every_flag(capsys, folder):
     assert get_args(KindName) == tuple(KINDS)
     kinds = [["train", str(folder / "people.py"), "--submodel.kind", kind] for kind in KINDS]
     keys = [["keys", name] for name in ("add", "list", "revoke")]
-    for words in (*kinds, *keys, *([name] for name in COMMANDS if name != "keys")):
+    launchers = [["launch", name] for name in ("local", "gke", "sky")]
+    vms = [["launch", "tpu-vm", name] for name in tpu_vm.COMMANDS]
+    others = [[name] for name in COMMANDS if name not in ("keys", "launch")]
+    for words in (*kinds, *keys, *launchers, *vms, *others):
         found = helped(capsys, *words)
         assert len(found) > 1
         for argument, text in found.items():
