@@ -129,7 +129,6 @@ exit 0
 _BATCH = """\
 # Rank 0 runs on this node, and leaves word here when it was stopped and has saved.
 word=$(mktemp -d /tmp/specialize.XXXXXXXX) || exit 1
-trap 'rm -rf "$word"' EXIT
 
 # SIGTERM comes here when SLURM ends the job, and to the ranks as well: what is left to do is to wait for them.
 told=
@@ -145,6 +144,7 @@ while
     [ -n "$told" ]
 do :; done
 [ "$code" != 0 ] || [ ! -e "$word/saved" ] || code={saved}
+rm -r "$word"
 """
 
 _REQUEUE = """\
