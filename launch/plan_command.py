@@ -9,7 +9,7 @@ import tyro
 
 from launch.plan import ProgramPlan, RunPlan, plan_run
 from launch.plan_where import DOUBT, HERE, Question
-from specialize.cli import KindName, _experiment_of
+from specialize.cli import KindName, experiment_of
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
 from specialize.printable import printable
@@ -24,7 +24,7 @@ from specialize.words import budgeted, choose_kind, spelt_out
 def plan(words: list[str]) -> None:
     """Say what a run would take, here or on accelerators elsewhere: `specialize plan FILE --accelerator v5e-256`."""
     example = Experiment("NAME", Path("BASE"), CorpusConfig(Path("MANIFEST")))
-    file, rest, experiment = _experiment_of("plan", words, example, SpaceTraining)
+    file, rest, experiment = experiment_of("plan", words, example, SpaceTraining)
     if isinstance(experiment, SpaceTraining):
         raise ConfigError(
             f"'{file}' trains a space, whose speakers share their steps and are not planned one by one. "

@@ -134,7 +134,7 @@ def load_experiment(file: Path, *kinds: Any) -> Any:
     return exposed(file, run_file(file), "experiment", *(kinds or (Experiment,)))
 
 
-def _experiment_of(command: str, words: list[str], example: Any, *kinds: type) -> tuple[Path, list[str], Any]:
+def experiment_of(command: str, words: list[str], example: Any, *kinds: type) -> tuple[Path, list[str], Any]:
     """The file that the words begin with, the words after it, and its experiment.
 
     Args:
@@ -168,7 +168,7 @@ def train(words: list[str]) -> None:
     from specialize.train import Experiment, SpaceTraining
 
     example = Experiment("NAME", Path("BASE"), CorpusConfig(Path("MANIFEST")))
-    file, rest, experiment = _experiment_of("train", words, example, SpaceTraining)
+    file, rest, experiment = experiment_of("train", words, example, SpaceTraining)
     rest, experiment = choose_kind(rest, experiment, "submodel", KINDS)
     rest = budgeted(spelt_out(rest, "--strict", "--corpus.strict"))
     described = (
@@ -301,7 +301,7 @@ def pretrain(words: list[str]) -> None:
     from specialize.train import pretrain as run_pretraining
 
     example = Pretraining("NAME", (CorpusConfig(Path("MANIFEST")),))
-    file, rest, experiment = _experiment_of("pretrain", words, example)
+    file, rest, experiment = experiment_of("pretrain", words, example)
 
     @dataclass(frozen=True)
     class Pretrain:

@@ -27,7 +27,13 @@ def store_writer(peers: Peers) -> Executor:
     if peers.count == 1:
         return ThreadPoolExecutor(1, thread_name_prefix="store")
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, spawn, initializer=_beside, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(1, spawn, initializer=_beside, initargs=(os.getpid(),))
+    # A scheduler sends SIGTERM to all processes of a job. The one that trains saves, and then ends this one, which
+    # inherits what is blocked while it is begun.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    pool.submit(os.getpid)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
 
 
 def write_submodel(folder: str, stored: StoredSubmodel) -> None:
@@ -44,11 +50,6 @@ def write_submodel(folder: str, stored: StoredSubmodel) -> None:
 
 def _beside(parent: int) -> None:
     """Begins a process that writes for another, and ends with it."""
-    for name in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # which a scheduler sends to all; the other one saves, and then ends this
-        signal.signal(name, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")
 
     def watch() -> None:

@@ -55,8 +55,8 @@ class Launched:
             command,
             cwd=folder,
             env=os.environ | {"XLA_FLAGS": flags},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         self.lines: list[str] = []
@@ -90,11 +90,12 @@ class Launched:
     _closed = False
 
     def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            with self._changed:
-                self.lines.append(line.rstrip())
-                self._changed.notify_all()
+        assert self._process.stdout is not None
+        with self._process.stdout as said:
+            for line in said:
+                with self._changed:
+                    self.lines.append(line.rstrip())
+                    self._changed.notify_all()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
