@@ -1,6 +1,8 @@
 """Jobs of a real SLURM that are submitted, watched, cancelled, preempted and stopped, and the text of their script."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -347,12 +349,11 @@ def look_and_wait(self, *values):
 Recorder.looked = look_and_wait
 """
 
-TASKS = (1,)
-"""Processes, one a node, that the preempted run is made of. `specialize train` in several processes: add 2 here."""
+TASKS = 2
+"""Processes, one a node, that the preempted run is made of. They share the devices that one has."""
 
 
-@pytest.mark.parametrize("tasks", TASKS)
-def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, monkeypatch, capsys, tasks):
+def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, monkeypatch, capsys):
     write_people(tmp_path, 11, 6, seconds=0.3)
     save_base(tiny_whisper(), tmp_path / "base")
     (tmp_path / "people.py").write_text(EXPERIMENT + WAITING)
@@ -360,8 +361,11 @@ def test_a_preempted_run_ends_with_the_bits_of_one_that_was_not(here, tmp_path, 
     monkeypatch.chdir(tmp_path)
     for name, value in (here.environment | {"PYTHONPATH": str(ROOT)}).items():
         monkeypatch.setenv(name, value)
-    own = ["--nodes", str(tasks), "--cpus-per-task", "2", "--partition", "low", "--time", "30"]
-    slurm([*own, "people.py", "--cohort.slots", "8"])
+    shared = re.sub(r"(device_count)=\d+", rf"\1={jax.device_count() // TASKS}", os.environ["XLA_FLAGS"])
+    own = ["--nodes", str(TASKS), "--cpus-per-task", "1", "--partition", "low", "--time", "30"]
+    with monkeypatch.context() as patched:
+        patched.setenv("XLA_FLAGS", shared)
+        slurm([*own, "people.py", "--cohort.slots", "8"])
     said = capsys.readouterr().out
     number = said.split()[1]
     log = tmp_path / f"logs/people-{number}.log"
