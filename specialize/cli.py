@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PeerEnded as error:
         _fail(name, None if error.told else str(error), error.code)
     except Preempted as error:
-        _fail(name, str(error), EXIT_PREEMPTED)
+        _fail(name, str(error) if not _together() or _peers().first else None, EXIT_PREEMPTED)
     except SpecializeError as error:
         _fail(name, str(error), 1)
     except BrokenPipeError:
@@ -89,8 +89,13 @@ def _fail(command: str, message: str | None, code: int) -> NoReturn:
 
 def _together() -> bool:
     """Whether this is one of several processes of a run."""
-    processes = sys.modules.get("specialize.processes")
-    return processes is not None and processes.here().count > 1
+    return "specialize.processes.peers" in sys.modules and _peers().count > 1
+
+
+def _peers() -> Any:
+    from specialize.processes import here
+
+    return here()
 
 
 def _os_error(error: OSError) -> str:
