@@ -49,7 +49,7 @@ class Gke:
     service_account: str | None = None
     """Kubernetes service account, of which buckets are asked."""
     runs: str | None = None
-    """Folder of runs for `specialize train`: gs://BUCKET/FOLDER, or a path under a --mount. It has to outlive the
+    """Folder of runs for `specialize train`, a path under a --mount. It has to outlive the
     pods."""
     mount: tuple[str, ...] = ()
     """gs://BUCKET[/FOLDER]=/PATH or pvc:CLAIM=/PATH; may be given several times."""

@@ -37,7 +37,7 @@ class Sky:
     spot: bool = False
     """Use spot machines."""
     runs: str | None = None
-    """Folder of runs for `specialize train`: gs://BUCKET/FOLDER, or a path under a --mount. It has to outlive the
+    """Folder of runs for `specialize train`, a path under a --mount. It has to outlive the
     machines."""
     mount: tuple[str, ...] = ()
     """gs://BUCKET=/PATH or s3://BUCKET=/PATH; may be given several times."""

@@ -29,8 +29,13 @@ class Launch(Generic[Options]):
             runs: folder of runs that the launcher was given, if it was.
 
         Raises:
-            ConfigError: `specialize train` is given another.
+            ConfigError: `specialize train` is given another, or it is no path.
         """
+        if runs is not None and "://" in runs:
+            raise ConfigError(
+                f"--runs {runs}: runs need a folder that can be locked and renamed in. Mount the bucket or a share "
+                "(--mount, where the launcher has it), and give the path of a folder under it."
+            )
         if runs is None:
             return ["specialize", "train", self.experiment, *self.rest]
         if value_of(self.rest, "--runs") is not None:

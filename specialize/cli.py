@@ -302,6 +302,7 @@ def compact(words: list[str]) -> None:
 def pretrain(words: list[str]) -> None:
     """Train a base, from scratch or on from another: `specialize pretrain experiments/FILE.py [--field value …]`."""
     from specialize.corpus import CorpusConfig
+    from specialize.processes import ProcessConfig, identify
     from specialize.train import Pretraining
     from specialize.train import pretrain as run_pretraining
 
@@ -321,6 +322,9 @@ def pretrain(words: list[str]) -> None:
         prog=f"specialize pretrain {file}",
         description="Train a base on the pooled speech of many people, over all devices at once.",
     )
+    alone = identify(ProcessConfig())
+    if alone is None or alone.count > 1:
+        raise ConfigError("A base is trained by one process, on all devices of its machine. Start one.")
     run = run_pretraining(command.experiment, overwrite=command.overwrite)
     summary = run.read("summary.json")
     print(

@@ -1,6 +1,7 @@
 """An experiment: everything that a run is, in frozen dataclasses that the command line can override."""
 
 import dataclasses
+import re
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,7 @@ class Experiment:
     """Project of Weights & Biases to log to as well (extra `wandb`)."""
 
     def __post_init__(self):
+        check_runs(self.runs)
         if self.space is None and self.fit is not None:
             raise ConfigError(f"fit={self.fit} is of new speakers in a space. Give the --space, or --fit None.")
 
@@ -118,6 +120,15 @@ class Experiment:
     def fitted(self) -> Fit:
         """What is trained of a point of the space."""
         return self.fit or "embedding-then-unfreeze"
+
+
+def check_runs(runs: Path) -> None:
+    """Raises ConfigError where runs are to be in a bucket, whose name a path has lost a stroke of."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(runs)):
+        raise ConfigError(
+            f"runs='{runs}' is a bucket, but runs need a folder that can be locked and renamed in. Mount the bucket or "
+            "a share, and give the path of a folder under it."
+        )
 
 
 def to_json(value: Any) -> Any:

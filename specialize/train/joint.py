@@ -14,7 +14,7 @@ from specialize.space import AnyGenerator, Linear, OneHot, Space, load_space
 from specialize.submodel import Kind, StoredSubmodel, Submodel, find_sites, init_submodel
 from specialize.submodel.kinds import AnyKind, ResidualAdapter
 from specialize.train.estimate import Layout
-from specialize.train.experiment import CohortConfig, Experiment
+from specialize.train.experiment import CohortConfig, Experiment, check_runs
 from specialize.train.jobs import HyperParameters, Jobs
 from specialize.train.joint_step import JointStep
 from specialize.train.planning import Plan, Program, plan
@@ -67,6 +67,7 @@ class SpaceTraining:
     """Write TensorBoard event files too (extra `tensorboard`)."""
 
     def __post_init__(self):
+        check_runs(self.runs)
         for name, least in (("embedding_rate", 0.0), ("embedding_decay", 0.0), ("sampling", 0.0)):
             if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise ConfigError(f"{name}={getattr(self, name)}, but it must be at least {least:g}.")

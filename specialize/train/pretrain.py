@@ -33,6 +33,7 @@ from specialize.base.architecture import Architecture
 from specialize.corpus import CorpusConfig, Epochs, Faults, JoinedCorpus, Shapes, need, open_corpus
 from specialize.errors import ConfigError
 from specialize.submodel import size
+from specialize.train.experiment import check_runs
 from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
 from specialize.train.run import RunFolder, stop_signal, write_json
@@ -92,6 +93,7 @@ class Pretraining:
     """Write TensorBoard event files too (extra `tensorboard`)."""
 
     def __post_init__(self):
+        check_runs(self.runs)
         if not self.corpora:
             raise ConfigError(f"'{self.name}' names no corpora.")
         for name, least in (

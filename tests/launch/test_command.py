@@ -3,13 +3,16 @@
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from launch.command import LAUNCHERS
 from launch.words import parse, split
 from specialize.cli import main
+from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
+from specialize.train import Experiment
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,10 @@ def test_launchers_need_no_jax():
     modules = ("launch.command", "launch.gke", "launch.tpu_vm", "launch.sky", "launch.local")
     asked = f"import sys, {', '.join(modules)}; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_runs_in_a_bucket_are_refused_before_anything_is_launched():
+    with pytest.raises(ConfigError, match=r"--runs gs://b/runs.*Mount the bucket"):
+        parse(Flags, ["x.py"], "test").train("gs://b/runs")
+    with pytest.raises(ConfigError, match=r"runs='gs:/b/runs' is a bucket"):
+        Experiment("x", Path("base"), CorpusConfig(Path("m.jsonl")), runs=Path("gs://b/runs"))

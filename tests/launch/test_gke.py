@@ -63,7 +63,7 @@ def test_every_accelerator_has_a_valid_jobset(validator, name):
 
 EVERYTHING = (
     *("--name", "My Run_1", "--namespace", "speech", "--queue", "tpu-queue", "--priority-class", "high"),
-    *("--service-account", "trainer", "--runs", "gs://bucket/runs", "--env", "A=1", "--env", "B=x=y"),
+    *("--service-account", "trainer", "--runs", "/data/runs", "--env", "A=1", "--env", "B=x=y"),
     *("--mount", "gs://bucket/corpora=/data", "--mount", "pvc:bases=/bases", "--workdir", "/app"),
     *("--cpu", "16", "--memory", "64Gi", "--grace", "300", "--restarts", "7"),
 )
@@ -84,7 +84,7 @@ def test_every_flag_is_valid_and_arrives(validator, accelerator, machines):
     assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("high", "trainer")
     assert pod["terminationGracePeriodSeconds"] == 300
     (container,) = pod["containers"]
-    assert container["command"][-5:] == ["specialize", "train", FILE, "--runs", "gs://bucket/runs"]
+    assert container["command"][-5:] == ["specialize", "train", FILE, "--runs", "/data/runs"]
     assert container["workingDir"] == "/app"
     assert {"cpu": "16", "memory": "64Gi"}.items() <= container["resources"]["requests"].items()
     assert {"A": "1", "B": "x=y"}.items() <= env_of(manifest).items()
@@ -236,7 +236,7 @@ def test_bad_combinations_are_refused_with_the_choices(words, said):
 
 def test_runs_is_not_given_twice():
     with pytest.raises(ConfigError, match="before and after"):
-        made("--accelerator", "v5e-16", "--runs", "gs://b/x", FILE, "--runs", "y")
+        made("--accelerator", "v5e-16", "--runs", "/b/x", FILE, "--runs", "y")
 
 
 def test_xpk_gets_the_same_job():

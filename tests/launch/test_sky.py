@@ -45,8 +45,8 @@ def test_every_accelerator_has_a_task(name):
 
 def test_processes_are_told_where_the_first_is_and_which_they_are(tmp_path):
     odd = ["--a", "it's $HOME", "--b", "1e-3", "two\nlines", ""]
-    trained = ["train", FILE, "--runs", "gs://b/runs", *odd]
-    task = made("--accelerator", "h100-16", "--runs", "gs://b/runs", FILE, *odd)
+    trained = ["train", FILE, "--runs", "/b/runs", *odd]
+    task = made("--accelerator", "h100-16", "--runs", "/b/runs", FILE, *odd)
     program = tmp_path / ".specialize/bin/specialize"
     program.parent.mkdir(parents=True)
     names = ["SPECIALIZE_COORDINATOR", "SPECIALIZE_PROCESSES", "SPECIALIZE_PROCESS"]

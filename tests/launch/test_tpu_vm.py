@@ -117,10 +117,10 @@ def test_run_gives_every_worker_the_words_as_they_are(installed, capsys):
     odd = ["--a", 'it\'s "$HOME" `x`', "--b=1e-3", "two\nlines", "", "*"]
     Path(FILE).write_text("experiment = 2")
     capsys.readouterr()
-    tpu_vm(["run", *WHERE, "--runs", "gs://b/runs", "--env", "A=b c", FILE, *odd])
+    tpu_vm(["run", *WHERE, "--runs", "/b/runs", "--env", "A=b c", FILE, *odd])
     shown = capsys.readouterr().out.splitlines()
     for number, (home, runs) in enumerate(zip(installed.homes, installed.runs, strict=True)):
-        assert runs == [["auto", "b c", f"{home}/specialize", "train", FILE, "--runs", "gs://b/runs", *odd]]
+        assert runs == [["auto", "b c", f"{home}/specialize", "train", FILE, "--runs", "/b/runs", *odd]]
         assert (home / "specialize" / FILE).read_text() == "experiment = 2"
         said = [line for line in shown if line.startswith(f"[{number}] ")]
         assert said == [f"[{number}] step 1", f"[{number}] done", f"[{number}] ended with code 0"]
