@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -219,9 +218,10 @@ def train(words: list[str]) -> None:
         print(f"next: specialize evaluate {run.folder}")
         return
     if peers.count > 1:
-        # The other processes have ended, with whom JAX would read the base.
-        words = [sys.executable, "-m", "specialize.cli", "evaluate", str(run.folder)]
-        sys.exit(subprocess.run(words, env=os.environ | {PROCESSES: "1"}, check=False).returncode)
+        # In this process JAX is set up for several, and holds its devices.
+        sys.stdout.flush()
+        os.environ[PROCESSES] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "specialize.cli", "evaluate", str(run.folder)])
     from specialize.score.evaluate import Scoring, evaluate
 
     evaluate([run.folder], Scoring())

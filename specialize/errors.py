@@ -62,12 +62,13 @@ class PeerEnded(SpecializeError):
 
     Args:
         why: which, and what is known of it.
-        code: its exit code; None where it has none, and the others exit with `EXIT_PEER`.
+        code: its exit code; None where it has none, and the others exit with `EXIT_PEER`. 0 is not passed on: it left a
+            run that had not ended.
     """
 
     def __init__(self, why: str, code: int | None):
         super().__init__(f"{why}. This process ends with it; the same command goes on from the last saved state.")
-        self.code = EXIT_PEER if code is None else code
+        self.code = code or EXIT_PEER
         self.told = False
         """Whether the user has read it."""
 

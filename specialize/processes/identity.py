@@ -10,6 +10,8 @@ from specialize.errors import ConfigError
 
 COORDINATOR, PROCESSES, PROCESS = "SPECIALIZE_COORDINATOR", "SPECIALIZE_PROCESSES", "SPECIALIZE_PROCESS"
 """Environment variables that say what the flags do. `SPECIALIZE_PROCESSES=auto` leaves it to JAX."""
+TOKEN = "SPECIALIZE_TOKEN"
+"""Environment variable with a word that all processes of a run know, and others do not. A launcher may set it."""
 _PORTS = (61_000, 2_000)
 """First port, and number of pairs of ports, that SLURM's jobs choose from: above those that Linux gives away."""
 

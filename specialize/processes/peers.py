@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -35,8 +36,17 @@ class Peers(Protocol):
         """Whether this is the one that writes what has one writer."""
         ...
 
-    def exchange(self, value: Any) -> list[Any]:
+    @property
+    def on_host(self) -> int:
+        """How many of them are on this machine, and share its memory."""
+        ...
+
+    def exchange(self, value: Any, *, patient: bool = False) -> list[Any]:
         """What each process gives here, in their order. JSON data; waits for all.
+
+        Args:
+            value: of this process.
+            patient: some may come much later than others, and are not missed for long.
 
         Raises:
             PeerEnded: the run is over because of one of the others.
@@ -64,9 +74,10 @@ class Peers(Protocol):
 class Alone:
     """A run of one process."""
 
-    index, count, first = 0, 1, True
+    index, count, first, on_host = 0, 1, True, 1
 
-    def exchange(self, value: Any) -> list[Any]:
+    def exchange(self, value: Any, *, patient: bool = False) -> list[Any]:
+        del patient
         return [value]
 
     def any_of(self, wishes: Mapping[str, bool]) -> dict[str, bool]:
@@ -90,10 +101,11 @@ class Together:
 
     Args:
         member: at the hub.
+        hub: of process 0, which goes last.
     """
 
-    def __init__(self, member: Member):
-        self._member = member
+    def __init__(self, member: Member, hub: Hub | None = None):
+        self._member, self._hub = member, hub
         self.index, self.count = member.index, member.count
         self._asked: int | None = None
 
@@ -101,8 +113,13 @@ class Together:
     def first(self) -> bool:
         return self.index == 0
 
-    def exchange(self, value: Any) -> list[Any]:
-        return self._member.said(self._member.post(value))
+    @property
+    def on_host(self) -> int:
+        hosts = [host_of(name) for name in self._member.names]
+        return hosts.count(hosts[self.index])
+
+    def exchange(self, value: Any, *, patient: bool = False) -> list[Any]:
+        return self._member.said(self._member.post(value, patient=patient))
 
     def any_of(self, wishes: Mapping[str, bool]) -> dict[str, bool]:
         before, self._asked = self._asked, self._member.post(dict(wishes))
@@ -111,21 +128,19 @@ class Together:
 
     def in_turn(self, make: Callable[[], Made]) -> Made:
         made = [make()] if self.first else []
-        self._meet(None)
+        self.exchange(None, patient=True)
         if not self.first:
             made = [make()]
-        self._meet(None)
+        self.exchange(None, patient=True)
         return made[0]
 
     def of_first(self, make: Callable[[], Any]) -> Any:
-        return self._meet(make() if self.first else None)[0]
-
-    def _meet(self, value: Any) -> list[Any]:
-        """As `exchange`, where others may take long for what they do before."""
-        return self._member.said(self._member.post(value, patient=True))
+        return self.exchange(make() if self.first else None, patient=True)[0]
 
     def leave(self, reason: str | None, code: int) -> None:
         self._member.leave(reason, code)
+        if self._hub is not None:
+            self._hub.close(2.0)  # that all others have heard it
 
     def ended(self, seconds: float) -> PeerEnded | None:
         """Why the run is over because of another process, if that is known within some seconds."""
@@ -151,42 +166,64 @@ def joined(config: ProcessConfig) -> Iterator[Peers]:
         ConfigError: what is said of the processes contradicts itself.
         PeerEnded: some did not come, or one has died, stands still, or ended with an error.
     """
-    global _here
-    peers = _here = _join(config)
     try:
-        yield peers
+        yield _join(config)
     except (PeerEnded, KeyboardInterrupt):
         raise
     except Preempted:
-        peers.leave(None, EXIT_PREEMPTED)
+        _end_in_order(EXIT_PREEMPTED)
         raise
     except BaseException as error:
-        if not isinstance(error, SpecializeError) and isinstance(peers, Together):
-            # JAX tells of a connection that broke before it is known which process has died.
-            ended = peers.ended(_GRACE)
+        ours = isinstance(error, SpecializeError)
+        if isinstance(_here, Together) and not (ours and error.__cause__ is None):
+            # JAX and Orbax tell of a connection that broke before it is known which process has died.
+            ended = _here.ended(_GRACE)
             if ended is not None:
                 raise ended from error
-        peers.leave(str(error) if isinstance(error, SpecializeError) else f"{type(error).__name__}: {error}", 1)
+        _here.leave(str(error) if ours else f"{type(error).__name__}: {error}", 1)
         raise
     else:
-        peers.leave(None, 0)
+        if _here.count > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to save
+        _end_in_order(0)
+
+
+def _end_in_order(code: int) -> None:
+    """Leaves, where all do, and JAX's service with them."""
+    _here.leave(None, code)
+    if _here.count > 1:
+        jax.distributed.shutdown()
 
 
 def _join(config: ProcessConfig) -> Peers:
+    global _here
+    _here = ALONE
     identity = identify(config)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is asked after by the run (`stop_signal`)
     if identity is None:  # JAX finds the hosts of a TPU slice by itself
-        jax.distributed.initialize()
+        jax.distributed.initialize(initialization_timeout=int(config.patience))
         count, index = jax.process_count(), jax.process_index()
-        return ALONE if count == 1 else _meet_by_jax(index, count, config.patience)
+        if count > 1:
+            _here = _meet_by_jax(index, count, config.patience)
+        return _here
     if identity.count == 1:
-        return ALONE
+        return _here
+    hub = None
     if identity.index == 0:
-        Hub(identity.count, port=identity.port, patience=config.patience)
-    peers = Together(_member(identity, [(identity.host, identity.port)], config.patience))
+        local = identity.host in ("localhost", "127.0.0.1", "::1")
+        hub = Hub(identity.count, "localhost" if local else "", identity.port, patience=config.patience)
+    peers = _here = Together(_member(identity, [(identity.host, identity.port)], config.patience), hub)
     # JAX's own service is met at the next port, where that is free.
     port = peers.of_first(lambda: _free_port(identity.port + 1))
-    jax.distributed.initialize(f"{identity.host}:{port}", identity.count, identity.index)
+    host = f"[{identity.host}]" if ":" in identity.host else identity.host
+    jax.distributed.initialize(
+        f"{host}:{port}",
+        identity.count,
+        identity.index,
+        # It would take one device of each process on SLURM, and ask for Kubernetes in a pod.
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(config.patience),
+    )
     jax.devices()  # all of them look for their devices together, before one goes on alone
     return peers
 
@@ -200,7 +237,7 @@ def _meet_by_jax(index: int, count: int, patience: float) -> Peers:
         told[: len(text)] = np.frombuffer(text, np.uint8)
     *hosts, port = bytes(np.asarray(multihost_utils.broadcast_one_to_all(told))).rstrip(b"\0").decode().split(" ")
     identity = Identity(count, index, hosts[0], int(port))
-    return Together(_member(identity, [(host, int(port)) for host in hosts], patience))
+    return Together(_member(identity, [(host, int(port)) for host in hosts], patience), hub)
 
 
 def _member(identity: Identity, addresses: list[tuple[str, int]], patience: float) -> Member:
@@ -208,17 +245,22 @@ def _member(identity: Identity, addresses: list[tuple[str, int]], patience: floa
     return Member(identity.index, identity.count, name, addresses, _end_with, patience=patience)
 
 
+def host_of(name: str) -> str:
+    """The host in what a process is called."""
+    return name.removeprefix("host ").rpartition(", pid ")[0]
+
+
 def _end_with(ended: PeerEnded) -> None:
     """Says why the run is over, at once, and sees to it that this process ends, whatever it waits for."""
     ended.told = True
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(f"specialize: {ended}"), file=sys.stderr, flush=True)
 
     def end() -> None:
         time.sleep(_GRACE)
         os._exit(ended.code)
 
     threading.Thread(target=end, name="end", daemon=True).start()
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(f"specialize: {ended}"), file=sys.stderr, flush=True)  # may wait for who reads it
 
 
 def _own_address() -> str:

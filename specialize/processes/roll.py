@@ -7,6 +7,7 @@ death at once, and silence tells of a process or a machine that stands still.
 
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
@@ -15,12 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specialize.errors import ConfigError, PeerEnded
+from specialize.processes.identity import TOKEN
 
 SILENT = 30.0
 """Seconds after which a process that is not heard of counts as gone."""
 _BEAT = 1.0
 _LINE = 1 << 28
 """Most bytes of a message."""
+_HELLO, _HELLO_SECONDS = 1 << 12, 10.0
+"""Most bytes of the first message of a connection, and how long it may take."""
+_PATIENT = 20
+"""How many times as long as others those are waited for that may take long."""
 
 
 @dataclass
@@ -63,8 +69,10 @@ class Hub:
         self._began = time.monotonic()
         self._over = asyncio.Event()
         self._hearing: set[asyncio.Task[None]] = set()
+        everywhere = host == "" and socket.has_dualstack_ipv6()
+        kind: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if everywhere else {}
         try:
-            self._socket = socket.create_server((host, port), backlog=max(count, 128))
+            self._socket = socket.create_server((host, port), backlog=max(count, 128), **kind)
         except OSError as error:
             raise ConfigError(
                 f"Process 0 cannot listen at port {port}: {error.strerror}. Give another --processes.coordinator."
@@ -94,8 +102,9 @@ class Hub:
         assert task is not None
         self._hearing.add(task)
         try:
-            hello = json.loads(await reader.readline())
-            index = self._seat(hello, writer)
+            async with asyncio.timeout(_HELLO_SECONDS):
+                line = await reader.readline()
+            index = self._seat(json.loads(line), writer) if len(line) <= _HELLO else None
             if index is None:
                 return
             while line := await reader.readline():
@@ -113,17 +122,19 @@ class Hub:
     def _seat(self, hello: Any, writer: asyncio.StreamWriter) -> int | None:
         """Takes a process in; None where it is none of this run."""
         index, count = hello["process"], hello["of"]
+        if hello["token"] != os.environ.get(TOKEN, ""):
+            return None
         if count != self._count or index in self._seats:
             why = f"says that it is process {index} of {count}"
             why += f", but there are {self._count}" if count != self._count else ", but there is one already"
-            _send(
-                writer,
-                {"ended": f"A process on {hello['name']} {why}. Give each its own --processes.index.", "code": 1},
-            )
+            refusal = f"a process ({hello['name']}) {why}: give each its own --processes.index"
+            _send(writer, json.dumps({"ended": refusal, "code": 1}).encode() + b"\n")
+            return None
+        if type(index) is not int or not 0 <= index < count:
             return None
         self._seats[index] = _Seat(hello["name"], writer, time.monotonic())
         if self._ended is not None:
-            _send(writer, self._ended)
+            _send(writer, json.dumps(self._ended).encode() + b"\n")
         if len(self._seats) == self._count:
             self._tell({"all": [self._seats[i].name for i in range(self._count)]})
         return index
@@ -154,13 +165,16 @@ class Hub:
             for index, seat in self._seats.items():
                 if not seat.left and now - seat.heard > self._silent:
                     self._end(index, f"has not been heard of for {self._silent:.0f} s", None)
+            left = [i for i, seat in self._seats.items() if seat.left]
+            if left and now - min(self._seats[i].heard for i in left) > self._silent:
+                self._end(left[0], "has ended before the others", self._seats[left[0]].code)
             for meeting in self._meetings.values():
                 missing = [i for i in range(self._count) if i not in meeting.said]
                 gone = [i for i in missing if i in self._seats and self._seats[i].left]
                 if gone and now - meeting.opened > _BEAT:
                     self._end(gone[0], "has ended before the others", self._seats[gone[0]].code)
-                elif not meeting.patient and now - meeting.opened > self._patience:
-                    self._end(missing[0], f"has not come to where others have waited for {self._patience:.0f} s", None)
+                elif (waited := now - meeting.opened) > self._patience * (_PATIENT if meeting.patient else 1):
+                    self._end(missing[0], f"has not come to where others have waited for {waited:.0f} s", None)
             if len(self._seats) < self._count and now - self._began > self._patience:
                 missing = next(i for i in range(self._count) if i not in self._seats)
                 self._end(missing, f"has not begun within {self._patience:.0f} s", None)
@@ -170,16 +184,18 @@ class Hub:
         if self._ended is None:
             name = f" ({self._seats[index].name})" if index in self._seats else ""
             self._ended = {"ended": f"process {index} of {self._count}{name} {why}", "process": index, "code": code}
-            self._tell(self._ended)
+            self._tell(self._ended, last=index)
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        for seat in self._seats.values():
-            _send(seat.writer, message)
+    def _tell(self, message: dict[str, Any], last: int | None = None) -> None:
+        """Sends to all; to `last` at the end, for it may go when it has heard."""
+        line = json.dumps(message).encode() + b"\n"
+        for index in sorted(self._seats, key=lambda i: i == last):
+            _send(self._seats[index].writer, line)
 
 
-def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
     if not writer.is_closing():
-        writer.write(json.dumps(message).encode() + b"\n")
+        writer.write(line)
 
 
 class Member:
@@ -222,7 +238,7 @@ class Member:
         self._ended: PeerEnded | None = None
         self._socket = _connected(addresses, patience)
         self._socket.settimeout(silent)
-        self._say({"process": index, "of": count, "name": name})
+        self._say({"process": index, "of": count, "name": name, "token": os.environ.get(TOKEN, "")})
         for work in (self._listen, self._beat):
             threading.Thread(target=work, name="roll", daemon=True).start()
         self._wait(lambda: bool(self.names))
@@ -304,6 +320,7 @@ class Member:
         self._take({"ended": f"process 0 of {self.count}{name} {why}", "process": 0, "code": None})
 
     def _take(self, message: Any) -> None:
+        told = None
         with self._changed:
             if "all" in message:
                 self.names = message["all"]
@@ -313,9 +330,10 @@ class Member:
                 self._over = True
             elif "ended" in message and self._ended is None:
                 self._ended = PeerEnded(message["ended"], message["code"])
-                if message.get("process") != self.index:
-                    self._on_end(self._ended)
+                told = self._ended if message.get("process") != self.index else None
             self._changed.notify_all()
+        if told is not None:
+            self._on_end(told)
 
 
 def _connected(addresses: Sequence[tuple[str, int]], patience: float) -> socket.socket:

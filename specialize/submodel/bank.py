@@ -29,7 +29,10 @@ def check_slots(slots: int, mesh: Mesh) -> None:
     n = mesh.devices.size
     if slots < 1 or slots % n:
         below, above = max(n, slots // n * n), (slots // n + 1) * n
-        raise ConfigError(f"{slots} slots cannot be shared evenly by {n} devices. Use {below} or {above} slots.")
+        raise ConfigError(
+            f"{slots} slots cannot be shared evenly by {n} devices. Use {below} or {above} slots, or a number of "
+            f"devices that divides {slots}."
+        )
 
 
 def slot_sharding(mesh: Mesh) -> NamedSharding:

@@ -180,11 +180,11 @@ class CohortTrainer:
                     metrics.append(measured)
                     schedule.advance(dispatch.steps)
                     if listener.saves():
-                        means.add(map(cohort.fetch, metrics), jobs)
+                        means.add(self._fetch(list(metrics)), jobs)
                         metrics.clear()
                         listener.save(state, self._progress(means))
                 self._read_ahead()
-                means.add(map(cohort.fetch, metrics), jobs)
+                means.add(self._fetch(list(metrics)), jobs)
                 state = self._look(state, dev.result(), means, listener)
                 self._finish(state, listener)
                 if listener.saves():
@@ -241,7 +241,17 @@ class CohortTrainer:
         return self._mean(self.cohort.evaluate(self._frozen, bank, batch) for batch in batches)
 
     def _mean(self, parts: Iterable[tuple[Any, Any]]) -> np.ndarray:
-        return mean_per_token(parts, self.cohort.fetch)
+        return mean_per_token(parts, self._fetch)
+
+    def _fetch(self, tree: Any) -> Any:
+        """Brings arrays [S, …] to the host, once all processes have computed theirs.
+
+        One that compiles for long would else keep the others waiting inside a collective, which may give up.
+        """
+        if self.peers.count > 1:
+            jax.block_until_ready(tree)
+            self.peers.exchange(None)
+        return self.cohort.fetch(tree)
 
     def _look(self, state: CohortState, dev: list[Batch], means: Means, listener: Listener) -> CohortState:
         cohort, schedule = self.cohort, self.schedule
@@ -249,7 +259,7 @@ class CohortTrainer:
         losses = self._mean(cohort.evaluate(self._frozen, state.trained, batch) for batch in dev)
         improved = schedule.look(losses.tolist(), due)
         state = cohort.keep_best(state, cohort.place(np.isin(np.arange(cohort.slots), improved)))
-        skipped = np.asarray(cohort.fetch(state.skipped))
+        skipped = np.asarray(self._fetch(state.skipped))
         self._tell_faults(listener)
         for slot in due:
             running = schedule.slots[slot]
@@ -264,7 +274,7 @@ class CohortTrainer:
         cohort, ended = self.cohort, self.schedule.finish()
         if not ended:
             return
-        skipped = cohort.fetch(state.skipped)
+        skipped = self._fetch(state.skipped)
         for slot, running in ended:
             reason = running.ended
             if reason is None and not math.isfinite(running.best_loss):

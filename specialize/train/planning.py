@@ -251,14 +251,16 @@ class Plan:
     @property
     def memory(self) -> int | None:
         """Bytes of each device; None where it does not say."""
-        return device_memory(jax.local_devices()[0])
+        memory = device_memory(jax.local_devices()[0])
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return memory // self.peers.on_host if memory is not None and on_cpu else memory
 
     def trainer(self, program: Program, layout: Layout) -> CohortTrainer:
         """What trains a program."""
         cohort = self.cohort(program, layout)
         schedule = Schedule(program.jobs, layout.slots, self.stopping, self.experiment.cohort.refill)
         of_training, of_dev = self.shapes(program, layout.slots)
-        lives = self.resident(program, of_training.sizes[-1].samples) > 0
+        lives = self.peers.of_first(lambda: self.resident(program, of_training.sizes[-1].samples)) > 0
         resident = program.utterances if lives else []
         shapes = (of_training, of_dev)
         return CohortTrainer(self.base, self.corpus, cohort, schedule, self.cut, *shapes, resident, peers=self.peers)

@@ -2,24 +2,24 @@
 
 import contextlib
 import hashlib
-import io
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 
-from specialize.errors import StoreError
+from specialize.errors import ConfigError, StoreError
 from specialize.processes import ALONE, Peers
 from specialize.submodel import size
-from specialize.submodel.bank import own_slots
 from specialize.submodel.sites import flatten
 from specialize.train.estimate import Layout, told_of_memory
 from specialize.train.experiment import Experiment, to_json
 from specialize.train.planning import Plan, plan
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
-from specialize.train.run import Run, stop_signal, write_json
+from specialize.train.run import Run, differences, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder
 
 
@@ -45,6 +45,11 @@ def train(
         Preempted: SIGTERM came; the state is saved.
         StoreError: Submodels could not be written; all others are.
     """
+    if jax.process_count() != peers.count:
+        raise ConfigError(
+            f"JAX has {jax.process_count()} processes here, but this run is of {peers.count}. Start it with "
+            "`specialize launch`, or with SPECIALIZE_PROCESSES=auto in the environment, on all of them."
+        )
     planned = plan(experiment, peers)
 
     def begin() -> Run:
@@ -60,7 +65,18 @@ def train(
         )
 
     run = peers.in_turn(begin)
-    shown = progress or Progress(None if peers.first else Console(file=io.StringIO()))
+    check_alike(
+        peers,
+        {
+            "experiment": to_json(planned.experiment),
+            "run folder": run.config["sitting"],
+            "base": planned.base.fingerprint,
+            "corpus": [planned.corpus.built.folder.name, len(planned.corpus.speakers)],
+            "packages": {name: version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")},
+            "devices": jax.local_device_count(),
+        },
+    )
+    shown = progress or Progress(None if peers.first else Console(quiet=True, force_terminal=False))
     with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)
     return run
@@ -78,15 +94,17 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
         shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
     states = StateFolder(run.folder / "state")
     saved = states.latest()
+    check_alike(peers, {"last state": saved and saved.number})
     began = saved.progress["run"] if saved else None
     recorder = peers.in_turn(lambda: Recorder(run, planned.base, shown, states, stopped, began, peers))
+    check_alike(peers, {"jobs in its log": recorder.ended})
     with contextlib.closing(states), contextlib.closing(recorder):
         if saved is not None:
             shown.note(f"goes on with '{run.folder}' from its last state: {recorder.ended} jobs have ended")
         _train_programs(planned, recorder, states, saved, shown)
         recorder.settle()
         chosen = recorder.choose() if not recorder.failures else {}
-    peers.exchange(None)  # nothing is told to have ended before all of it is written
+    peers.exchange(None, patient=True)  # nothing is told to have ended before all of it is written
     if recorder.failures:
         speaker, reason = next(iter(recorder.failures.items()))
         raise StoreError(
@@ -131,7 +149,6 @@ def _train_programs(
             layout = planned.layout(program)
         recorder.program, recorder.spec = number, program.spec
         recorder.layout = {"slots": layout.slots, "chunk": layout.chunk}
-        recorder.own = own_slots(layout.slots, planned.mesh)
         recorder.check_stop()  # it may have been measured for a while
         name = title if len(planned.programs) == 1 else f"{title}, {program.spec}"
         shown.start(len(program.jobs), layout.slots, name, recorder.ended - before if goes_on else 0)
@@ -142,6 +159,25 @@ def _train_programs(
             else:
                 trainer.run(recorder)
         recorder.totals = recorder.totals + trainer.totals
+
+
+def check_alike(peers: Peers, facts: Mapping[str, Any]) -> None:
+    """Sees to it that all processes are to do the same.
+
+    Args:
+        peers: the processes.
+        facts: what each has: JSON data by name.
+
+    Raises:
+        ConfigError: one has another than process 0.
+    """
+    everyone = peers.exchange(dict(facts), patient=True)
+    for index, of_one in enumerate(everyone):
+        for name, theirs, own in differences(everyone[0], of_one):
+            raise ConfigError(
+                f"{name} is {own!r} for process {index}, but {theirs!r} for process 0. All processes must have the "
+                "same code and see the same files, under the same paths."
+            )
 
 
 def _digest(tree: Mapping[str, Any]) -> str:

@@ -6,8 +6,10 @@ import json
 import math
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from specialize.base import Base
@@ -42,7 +44,8 @@ class Recorder:
         states: where states are saved.
         stopped: whether the run was asked to stop: it is then saved, and Preempted is raised.
         resume: what `save` wrote beside the trainer's progress, to go on from; None begins.
-        peers: the processes of the run. Each stores the Submodels of its own slots; process 0 writes everything else.
+        peers: the processes of the run. Each stores the Submodels of its share of speakers; process 0 writes everything
+            else.
     """
 
     def __init__(
@@ -60,8 +63,6 @@ class Recorder:
         """Which program of a grid is trained."""
         self.layout: dict[str, int] = {}
         """Its slots and chunk, which a run that goes on keeps."""
-        self.own = range(0)
-        """The slots whose Submodels this process stores."""
         self.spec: Kind = run.experiment.submodel
         """What it trains."""
         self._peers, self._asked_to_stop, self._stop = peers, stopped, False
@@ -133,7 +134,8 @@ class Recorder:
             change = f"dev loss {finished.base_dev_loss:.3f} -> {finished.dev_loss:.3f} at step {finished.best_step}"
             served = "" if finished.helps else "; the base is no worse, and serves"
             self.progress.done(name, change + served + (f"; {finished.ended}" if finished.ended else ""))
-        if kept and slot in self.own:
+        # One process has all jobs of a speaker, so that they are written in the order of their ends.
+        if kept and zlib.crc32(speaker.encode("utf-8", "surrogatepass")) % self._peers.count == self._peers.index:
             stored = StoredSubmodel(finished.submodel, self.spec, speaker, self.base.fingerprint, finished.facts())
             self._store(stored, point)
         self.progress.slot(slot, None, 0, 0, None, None, None)
@@ -145,6 +147,8 @@ class Recorder:
     def saves(self) -> bool:
         """Whether it is time, by the clock of process 0, or the run is to stop, because any process was asked to."""
         due = self._peers.first and time.monotonic() - self._last_save >= self.run.experiment.save_seconds
+        if due:
+            self._last_save = time.monotonic()  # asked for; of several processes it comes at the next question
         agreed = self._peers.any_of({"stop": self._asked_to_stop(), "due": due})
         self._stop = self._stop or agreed["stop"]
         return self._stop or agreed["due"]
@@ -161,6 +165,11 @@ class Recorder:
             self.settle()
             if self.failures:
                 raise StoreError(f"not while {len(self.failures)} Submodels cannot be written")
+            # All begin anew with what saves, or none: they are in step.
+            failures = self._peers.exchange(self._failure_of_save(), patient=True)
+            if failure := next(filter(None, failures), None):
+                self.states.reopen()
+                raise StoreError(failure)
             logs, failure = self._peers.of_first(self._sizes)
             if failure is not None:
                 raise StoreError(failure)
@@ -175,11 +184,19 @@ class Recorder:
 
         save_or_tell(self.states, begin, stopped=lambda: self._stop, tell=self.progress.note, run=self.run.folder)
 
+    def _failure_of_save(self) -> str | None:
+        """Why the save before this one failed, if it did."""
+        try:
+            self.states.wait()
+        except StoreError as error:
+            return str(error)
+        return None
+
     def _sizes(self) -> tuple[dict[str, int], str | None]:
         """Bytes of the logs that a state goes with, or why they are not on disk."""
         try:
             return {"metrics": self._metrics.size(), "jobs": self._jobs.size()}, None
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             return {}, str(error)
 
     def check_stop(self) -> None:
@@ -201,11 +218,14 @@ class Recorder:
             error = future.exception()
             if error is None:
                 del self._saves[key]
+            elif isinstance(error, BrokenProcessPool):
+                raise StoreError("The process that stores Submodels was killed, most often for memory.") from error
             elif isinstance(error, SpecializeError):
                 self.failures[stored.speaker] = str(error)
             else:
                 raise error
-        self.failures = {name: reason for of in self._peers.exchange(self.failures) for name, reason in of.items()}
+        everyone = self._peers.exchange(self.failures, patient=True)
+        self.failures = {name: reason for of in everyone for name, reason in of.items()}
         for reason in self.failures.values():
             self.progress.note(f"not stored: {reason}")
 
@@ -231,6 +251,12 @@ class Recorder:
                     shutil.copytree(candidates / str(point), self.run.store.folder)
             except OSError as error:
                 raise StoreError(f"The chosen Submodels in '{candidates}' could not be copied: {error}") from error
+            if missing := [speaker for speaker in chosen if speaker not in self.run.store]:
+                raise StoreError(
+                    f"{len(missing)} of the chosen Submodels in '{candidates}' were not there to be copied, that of "
+                    f"'{missing[0]}' first: a shared file system may show late what others write. The same command "
+                    "copies them again."
+                )
         counts: dict[int, int] = {}
         for point in chosen.values():
             counts[point] = counts.get(point, 0) + 1

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import platform
+import secrets
 import shutil
 import signal
 import sys
@@ -66,6 +67,7 @@ class RunFolder:
             "versions": {"specialize": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
             "command": sys.argv,
+            "sitting": secrets.token_hex(8),
         }
         if folder.exists() and any(path.name not in _LEFT for path in folder.iterdir()):
             if not (folder / "config.json").is_file():

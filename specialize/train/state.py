@@ -84,7 +84,11 @@ class StateFolder:
         Raises:
             StoreError: the save before this one failed, or this one cannot begin.
         """
-        self.wait()
+        try:
+            self.wait()
+        except StoreError:
+            self.reopen()
+            raise
         number, self._next = self._next, self._next + 1
         progress = json.loads(
             json.dumps(progress, allow_nan=False)
@@ -94,14 +98,14 @@ class StateFolder:
                 number, self._copy(_plain(state)), custom_metadata={"format": FORMAT, "progress": progress}
             )
         except Exception as error:  # Orbax raises many types.
-            self._reopen()
+            self.reopen()
             raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
 
     def wait(self) -> None:
         """Waits for the save that is under way.
 
         Raises:
-            StoreError: it failed.
+            StoreError: it failed. `reopen` before the next.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -109,7 +113,6 @@ class StateFolder:
         try:
             pending.result()
         except Exception as error:  # Orbax raises many types.
-            self._reopen()
             raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
 
     def close(self) -> None:
@@ -127,8 +130,8 @@ class StateFolder:
             cleanup_tmp_directories=True,
         )
 
-    def _reopen(self) -> None:
-        """A checkpointer whose save failed raises the same error at every later one."""
+    def reopen(self) -> None:
+        """Begins anew after a save that failed: its checkpointer would raise the same error at every later one."""
         with contextlib.suppress(Exception):  # the failure that was just reported
             self._checkpointer.close()
         self._checkpointer = self._open()

@@ -31,8 +31,10 @@ def store_writer(peers: Peers) -> Executor:
     # A scheduler sends SIGTERM to all processes of a job. The one that trains saves, and then ends this one, which
     # inherits what is blocked while it is begun.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    pool.submit(os.getpid)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        pool.submit(os.getpid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pool
 
 

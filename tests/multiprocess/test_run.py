@@ -36,6 +36,7 @@ experiment = Experiment(
     hyper=HyperParameters(learning_rate=1.0, dropout=0.1),
     stop=Stopping(max_steps=6, every=2, patience=1),
     cohort=CohortConfig(slots=4, batch=2, rows=2, shapes=1),
+    grid=("lr=0.5,1.0",),
     save_seconds=1e-9,
     runs=here / "runs",
 )
@@ -105,7 +106,7 @@ class Launched:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     save_base(tiny_whisper(), folder / "base")
-    write_people(folder, speakers=7)
+    write_people(folder, speakers=5)
     (folder / "people.py").write_text(EXPERIMENT)
     return folder
 
@@ -138,14 +139,14 @@ def test_two_processes_train_the_submodels_of_one(folder, alone):
     assert code == 0, said
     assert_same(Run(folder / "runs/two"), alone)
     # One tells of the run, and no line is of two at once.
-    assert len(re.findall(r"^\[0\] .*7 Submodels in", said, re.M)) == 1
+    assert len(re.findall(r"^\[0\] .*5 Submodels of 10", said, re.M)) == 1
     assert not re.findall(r"^\[1\] .*(done|Submodels)", said, re.M)
 
 
 def test_a_worker_of_four_that_is_killed_ends_the_run_and_two_finish_it(folder, alone):
     words = ("--name", "killed", "--cohort.slots", "4")
     launched = Launched(folder, 4, *words)
-    launched.wait_for(lambda line: "done 1/7" in line)
+    launched.wait_for(lambda line: "done 1/10" in line)
     victim = launched.pid_of(2)
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
@@ -164,7 +165,7 @@ def test_a_worker_of_four_that_is_killed_ends_the_run_and_two_finish_it(folder, 
 def test_sigterm_saves_and_the_same_command_goes_on(folder, alone):
     words = ("--name", "stopped")
     launched = Launched(folder, 2, *words)
-    launched.wait_for(lambda line: "done 1/7" in line)
+    launched.wait_for(lambda line: "done 1/10" in line)
     launched.signal(signal.SIGTERM)
     code, said = launched.end()
     assert code == EXIT_PREEMPTED, said
