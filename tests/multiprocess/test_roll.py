@@ -203,7 +203,11 @@ def test_a_second_process_of_the_same_number_is_refused_and_the_others_go_on():
 def test_what_is_no_process_does_no_harm():
     members = met(2, Ends())
     hub_port = members[0]._socket.getpeername()[1]
-    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b'{"process": 1}\n', b"[]\n", b""):
+    stranger = b'{"process": %s, "of": 2, "name": "x", "token": ""}\n{"leaves": "x", "code": 0}\n'
+    of_nobody = [stranger % index for index in (b"7", b"-1", b"true", b'"1"', b"0.5", b"null")]
+    unknown = b'{"process": 1, "of": 2, "name": "x", "token": "guessed"}\n{"leaves": "x", "code": 0}\n'
+    broken = [b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b'{"process": 1}\n', b"[]\n", b"", b"x" * 10_000 + b"\n"]
+    for nonsense in (*broken, *of_nobody, unknown):
         with socket.create_connection(("localhost", hub_port)) as stranger:
             stranger.sendall(nonsense)
     with ThreadPoolExecutor(2) as pool:
@@ -232,3 +236,26 @@ def test_after_orderly_ends_nothing_goes_on():
     while any(thread.name == "roll" and thread.is_alive() for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_one_that_leaves_with_0_before_the_others_is_no_success():
+    members = met(2, Ends())
+    with ThreadPoolExecutor(2) as pool:
+        left = pool.submit(members[1].leave, None, 0)
+        with pytest.raises(PeerEnded, match="has ended before the others") as raised:
+            Together(members[0]).exchange(1)
+        left.result(15)
+    assert raised.value.code == EXIT_PEER
+
+
+def test_processes_of_one_machine_are_counted():
+    hub = Hub(3, "localhost", **QUICK)
+    names = ["host a, pid 1", "host b, pid 1", "host a, pid 2"]
+
+    def come(index: int) -> Member:
+        return Member(index, 3, names[index], [("localhost", hub.port)], lambda _: None, **QUICK)
+
+    with ThreadPoolExecutor(3) as pool:
+        members = list(pool.map(come, range(3)))
+    met_here.extend(members)
+    assert [Together(member).on_host for member in members] == [2, 1, 2]
