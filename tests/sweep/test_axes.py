@@ -22,7 +22,7 @@ RUNS = Path("sweeps/s/runs")
 
 def runs_of(*axes: str, **how):
     parsed = parse_axes(axes, EXPERIMENT)
-    return grouped(make_trials(every(parsed, EXPERIMENT), EXPERIMENT), RUNS, **how)
+    return grouped(make_trials(every(parsed, EXPERIMENT), EXPERIMENT), RUNS, "s", **how)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_trained(how, name
 def test_trials_that_differ_in_hyper_parameters_alone_are_points_of_one_run():
     runs = runs_of("lr=1,2", "cohort.batch=2,4", "seed=0,1,2")
     assert [numbers(run.trials) for run in runs] == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
-    assert [run.id for run in runs] == ["0000", "0003"]
+    assert [run.id for run in runs] == ["s-0000", "s-0003"]
     assert [run.experiment.cohort.batch for run in runs] == [2, 4]
     for run in runs:
         assert (run.experiment.runs, run.experiment.select) == (RUNS, "pooled")
@@ -156,7 +156,7 @@ def test_phases_of_other_lengths_are_runs_of_their_own():
     with_space = dataclasses.replace(EXPERIMENT, space=Path("space"))
     axes = parse_axes(["embedding_steps=3,6", "lr=1,2"], with_space)
     for start, count in ((with_space, 2), (dataclasses.replace(with_space, fit="unfreeze"), 1)):
-        assert len(grouped(make_trials(every(axes, start), start), RUNS)) == count
+        assert len(grouped(make_trials(every(axes, start), start), RUNS, "s")) == count
 
 
 def test_random_draws_lie_in_their_ranges_and_spread_as_they_are_asked_to():

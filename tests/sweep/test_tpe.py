@@ -170,13 +170,13 @@ def test_a_trial_in_quarantine_is_told_as_worse_than_any(asked, monkeypatch):
 
 
 def test_a_trial_that_halving_ended_is_told_as_pruned_with_how_far_it_came(asked):
-    asked = dataclasses.replace(asked, select="speaker", halving=2)
+    asked = dataclasses.replace(asked, axes=AXES[:2], select="speaker", halving=2)
     folder = SweepFolder(asked.folder)
     folder.begin(asked)
     source = Suggested(asked, folder)
     with source.take() as runs:
         trials = [trial for run in runs for trial in run.trials]
-        found = [Outcome(t, "0000", {"ana": 1.0}, 0, t.number % 2, {0: 3.0, 6: 2.0}) for t in trials]
+        found = [Outcome(t, "s-0000", {"ana": 1.0}, 0, t.number % 2, {0: 3.0, 6: 2.0}) for t in trials]
         source.tell(runs, found)
         source.tell(runs, found)  # as after a kill
     told = study(asked).trials
