@@ -177,6 +177,33 @@ def test_random_draws_lie_in_their_ranges_and_spread_as_they_are_asked_to():
     assert drawn(axes, EXPERIMENT, 40, seed=4) != values[:40]
 
 
+def test_random_draws_of_very_many_combinations_are_not_counted_out():
+    """Of 2.7e10 combinations."""
+    listed = ",".join(map(str, range(3000)))
+    axes = parse_axes([f"seed={listed}", f"warmup={listed}", f"stop.max-steps={listed}"], EXPERIMENT)
+    assert len(drawn(axes, EXPERIMENT, 5, seed=0)) == 5
+
+
+def test_an_experiment_that_halves_may_be_pooled_where_the_sweep_turns_it_off():
+    halving = dataclasses.replace(EXPERIMENT, stop=Stopping(halving=2))
+    sweep = Sweep(halving, ("lr=1,2", "stop.halving=0"))
+    (run,) = grouped(make_trials(every(sweep.parsed, halving), halving), RUNS, "s")
+    assert run.experiment.stop.halving == 0
+    for axes in (("lr=1,2",), ("lr=1,2", "stop.halving=0,2"), ("lr=1,2", "stop.halving=3")):
+        with pytest.raises(SpecializeError, match="--select speaker"):
+            _ = Sweep(halving, axes).parsed
+
+
+def test_what_is_asked_is_the_same_however_it_is_spelt():
+    spelt = (
+        ("lr=1e-3,2", "submodel.bottleneck=2..5", "wd=log:1e-4..1"),
+        ("hyper.learning-rate=0.001,2.0", "submodel.bottleneck=2..5", "hyper.weight_decay=log:0.0001..1"),
+    )
+    one, two = (Sweep(EXPERIMENT, axes, method="random", trials=2) for axes in spelt)
+    assert one.asked() == two.asked()
+    assert parse_axes(one.asked()["axes"], EXPERIMENT) == one.parsed
+
+
 def test_random_draws_of_few_combinations_are_all_different_or_refused():
     axes = parse_axes(["lr=1,2,3", "wd=0,1"], EXPERIMENT)
     values = drawn(axes, EXPERIMENT, 6, seed=0)

@@ -237,6 +237,7 @@ def test_typed_as_a_user_types_it(tmp_path, done, capsys, monkeypatch):
     assert "6 trials in 2 runs" in said
     files = re.findall(r"specialize train (\S+)", said)
     assert [load_experiment(Path(file)).name for file in files] == ["s-0000", "s-0003"]
+    assert "Type the same sweep again when they have ended" in said
     assert done == []
     main(words)
     said = capsys.readouterr().out
@@ -260,6 +261,24 @@ def test_a_sweep_file_holds_all_that_is_asked(tmp_path, done, capsys):
     main(["sweep", str(tmp_path / "s.py"), "--sweeps", str(tmp_path), "lr=1e-3,1e-2"])
     assert len(table(tmp_path / "filed")) == 4
     assert "Of 4 trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lr", "learning-rate", "hyper.lr", "hyper.learning_rate"])
+def test_an_axis_of_the_file_is_replaced_however_it_is_spelt(name, tmp_path, done):
+    (tmp_path / "s.py").write_text(FILE + f"sweep = Sweep(EXPERIMENT, axes={AXES!r}, name='filed')\n")
+    main(["sweep", str(tmp_path / "s.py"), "--sweeps", str(tmp_path), f"{name}=1e-3,1e-2"])
+    assert len(table(tmp_path / "filed")) == 4
+    main(["sweep", str(tmp_path / "s.py"), "--sweeps", str(tmp_path), "lr=0.001,0.01"])  # the same, and goes on
+    assert len(done) == 2
+
+
+def test_sweeps_of_other_names_have_runs_of_other_names(asked, done):
+    """What a launcher calls after them would collide."""
+    run_sweep(asked)
+    run_sweep(dataclasses.replace(asked, name="t"))
+    assert done == ["s-0000", "s-0003", "t-0000", "t-0003"]
+    assert (asked.sweeps / "t/runs/t-0003/summary.json").is_file()
+    assert (asked.sweeps / "t/experiments/t-0003.py").is_file()
 
 
 def test_help_explains_every_flag(capsys):

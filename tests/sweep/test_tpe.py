@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from specialize.errors import ConfigError
+from specialize import LoRA
+from specialize.errors import ConfigError, Preempted
 from specialize.sweep import Sweep, run_sweep, sweeping, tpe
 from specialize.sweep.folder import SweepFolder
 from specialize.sweep.outcomes import Outcome
@@ -182,6 +184,89 @@ def test_a_trial_that_halving_ended_is_told_as_pruned_with_how_far_it_came(asked
     told = study(asked).trials
     assert [trial.state.name for trial in told] == ["COMPLETE", "PRUNED"] * 2
     assert [trial.intermediate_values for trial in told] == [{}, {0: 3.0, 6: 2.0}] * 2
+
+
+def test_a_run_that_fails_is_told_as_failed_and_the_sweep_goes_on(asked, monkeypatch):
+    def no_lora(name: str) -> None:
+        (run,) = (run for run in source.runs() if run.id == name)
+        if run.experiment.submodel == LoRA(rank=2):
+            raise ConfigError("a rank of 2 does not fit")
+
+    asked = dataclasses.replace(asked, axes=("lr=log:1e-6..1", *AXES[2:]), trials=8)
+    folder = SweepFolder(asked.folder)
+    folder.begin(asked)
+    source = Suggested(asked, folder)
+    monkeypatch.setattr(sweeping, "train", pretended(bowl, stop=no_lora))
+    swept = run_sweep(asked)
+    failed = {trial.number for of in swept.failed for trial in of.run.trials}
+    assert failed
+    assert len(swept.outcomes) == 8 - len(failed)
+    assert {trial.number for trial in study(asked).trials if trial.state.name == "FAIL"} == failed
+    done: list[str] = []
+    monkeypatch.setattr(sweeping, "train", pretended(bowl, done))
+    again = run_sweep(asked)
+    assert done == [of.run.id for of in swept.failed]
+    assert (again.failed, again.left, len(again.outcomes)) == ([], [], 8)
+
+
+def test_a_study_of_another_sweep_is_not_taken_over(asked, tmp_path):
+    """Also where what is asked is the same: trials of other folders have no runs here."""
+    asked = dataclasses.replace(asked, storage=f"sqlite:///{tmp_path}/shared.db", trials=4)
+    run_sweep(asked)
+    for changes in ({}, {"axes": AXES[:1]}):
+        other = dataclasses.replace(asked, sweeps=tmp_path / "elsewhere", **changes)
+        with pytest.raises(ConfigError, match=r"shared\.db' has a study 's' already") as raised:
+            run_sweep(other)
+        assert "--name" in str(raised.value)
+        assert "--overwrite" in str(raised.value)
+        assert len(study(asked).trials) == 4
+        shutil.rmtree(other.folder)
+    assert len(run_sweep(dataclasses.replace(asked, trials=8)).outcomes) == 8
+    harmless = dataclasses.replace(EXPERIMENT, save_seconds=5.0)
+    run_sweep(dataclasses.replace(asked, trials=8, experiment=harmless))
+    run_sweep(dataclasses.replace(asked, sweeps=tmp_path / "elsewhere"), overwrite=True)
+    with pytest.raises(ConfigError, match="of another sweep"):
+        run_sweep(dataclasses.replace(asked, trials=8))
+
+
+def test_a_study_that_a_kill_left_before_it_had_an_owner_is_taken(asked):
+    SweepFolder(asked.folder).begin(asked)
+    optuna.create_study(study_name="s", storage=f"sqlite:///{asked.folder}/optuna.db")
+    Suggested(asked, _begun(asked))
+    assert study(asked).user_attrs["specialize_sweep"]["id"] == _begun(asked).id
+
+
+def _begun(asked: Sweep) -> SweepFolder:
+    folder = SweepFolder(asked.folder)
+    folder.begin(asked)
+    return folder
+
+
+def test_sigterm_while_the_storage_is_opened_is_no_error_of_the_storage(asked, monkeypatch):
+    def stopped(**_) -> None:
+        raise Preempted("asked to stop.")
+
+    monkeypatch.setattr(optuna, "create_study", stopped)
+    with pytest.raises(Preempted):
+        run_sweep(asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, "'submodel.kind' makes programs of its own"),
+        ({"axes": (AXES[0], "cohort.batch=2,4")}, "'cohort.batch' makes"),
+        ({"axes": (AXES[0], "stop.halving=0,2"), "halving": 0}, "'stop.halving' makes"),
+        ({"axes": AXES[:2], "trials": 9}, "trials=9 in batches of together=4"),
+        ({"axes": AXES[:2], "together": 1}, "together=1"),
+    ],
+)
+def test_halving_is_refused_where_a_trial_may_be_alone_in_its_program(asked, changes, named):
+    """It would be told as complete, and those that had company as pruned, however good."""
+    with pytest.raises(ConfigError, match="alone") as raised:
+        run_sweep(dataclasses.replace(asked, **{"select": "speaker", "halving": 2} | changes))
+    assert named in str(raised.value)
+    assert not asked.folder.exists()
 
 
 def test_the_next_batch_is_planned_and_kept(asked, capsys, monkeypatch, tmp_path):
