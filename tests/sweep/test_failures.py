@@ -151,8 +151,8 @@ def test_a_dry_run_overwrites_nothing(asked, tmp_path, monkeypatch, capsys):
     (tmp_path / "e.py").write_text("from tests.sweep.sweeps import EXPERIMENT as experiment\n")
     run_sweep(asked)
     before = sorted(asked.folder.rglob("*"))
+    words = ["sweep", str(tmp_path / "e.py"), *AXES, "--name", "s", "--sweeps", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
-        words = ["sweep", str(tmp_path / "e.py"), *AXES, "--name", "s", "--sweeps", str(tmp_path)]
         main([*words, "--dry-run", "--overwrite"])
     assert ended.value.code == 1
     assert "Give one of them" in capsys.readouterr().err

@@ -102,6 +102,13 @@ def test_sigterm_in_a_run_saves_and_the_same_command_goes_on_to_the_same(folder,
         assert (one.hyper, one.grid) == (two.hyper, two.grid)
 
 
+def test_a_spec_that_matches_nothing_fails_alone(folder):
+    swept = run_sweep(asked(folder, "failing", "submodel.where=nothing/*,encoder/layers_*", "stop.max_steps=3"))
+    assert [(of.run.id, "nothing/*" in of.reason) for of in swept.failed] == [("failing-0000", True)]
+    assert swept.best is not None
+    assert swept.best.trials == (1,)
+
+
 def test_halving_ends_the_worse_trials_of_each_speaker_early(folder, whole):
     """What goes on is what was better at the rung, and comes to what it comes to without halving."""
     swept = run_sweep(asked(folder, "halved", select="speaker", halving=2))
