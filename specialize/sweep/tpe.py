@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,13 @@ except ImportError:
     optuna = None
 
 _BATCH = "batch"
-"""Attribute of a trial: [number of the first trial of its batch, how many the batch is to have]."""
+"""Attribute of a trial: [how many trials were suggested before its batch, how many the batch is to have]."""
+_AGAIN = "again"
+"""Attribute of a trial of the study that is none of the sweep: the number of the one whose result it has. What was told
+as failed can be told no more, and the model is to learn from it all the same when its run has been tried again."""
+_IN_VAIN = 3
+"""So many batches that failed before anything has come of the sweep, and a sitting suggests no more: most likely they
+have one reason, and what is suggested without any result is no better than random."""
 _OWNER = "specialize_sweep"
 """Attribute of a study: {"id": of the sweep it belongs to, "asked": digest of what that was asked}."""
 
@@ -46,6 +53,7 @@ class Suggested:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         url = sweep.storage or f"sqlite:///{folder.folder / 'optuna.db'}"
         shown = sweep.shown_storage or url
+        self._in_vain = 0
         try:
             with folder.alone():
                 if overwrite:
@@ -101,7 +109,7 @@ class Suggested:
 
         A trial that lost speakers to quarantine, or was ended early by halving, is told as pruned: the model ranks such
         trials below the others, by how far they came. The trials of a run that failed are told as failed, of which
-        nothing is learned, and stay so: when the run is tried again, only what is chosen may be another.
+        nothing is learned until it is tried again.
 
         Args:
             runs: of the batch.
@@ -110,10 +118,14 @@ class Suggested:
         assert optuna is not None
         numbers = {trial.number for run in runs for trial in run.trials}
         failures = self.folder.failures()
-        waiting = {trial.number: trial for trial in self._trials() if not trial.state.is_finished()}
+        trials, states = self._trials(), optuna.trial.TrialState
+        waiting = {trial.number: trial for trial in trials if not trial.state.is_finished()}
+        told = {trial.user_attrs.get(_AGAIN) for trial in trials}
         for of in found:
             number = of.trial.number
             if number not in numbers or number not in waiting:
+                if number in numbers and trials[number].state == states.FAIL and number not in told:
+                    self._tell_again(trials[number], of)
                 continue
             if of.whole and not of.halved:
                 self._study.tell(number, of.mean)
@@ -121,14 +133,35 @@ class Suggested:
             for step, mean in of.looks.items() if of.whole else ():
                 if step not in waiting[number].intermediate_values:  # a sitting that was killed may have told it
                     self._live(waiting[number]).report(mean, step)
-            self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
+            self._study.tell(number, state=states.PRUNED)
         for run in runs:
             for trial in run.trials if run.id in failures and not run.ended else ():
                 if trial.number in waiting:
-                    self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                    self._study.tell(trial.number, state=states.FAIL)
+        if not found and numbers & set(waiting):
+            self._in_vain += 1
+            if self._in_vain == _IN_VAIN:
+                said = f"{_IN_VAIN} batches have failed, and nothing has come of any: no more are suggested for now"
+                print(said, file=sys.stderr, flush=True)
+
+    def _tell_again(self, failed: Any, of: Outcome) -> None:
+        """Tells what came of a trial that had failed when it was first tried."""
+        assert optuna is not None
+        complete = of.whole and not of.halved
+        state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=of.mean if complete else None,
+                params=failed.params,
+                distributions=failed.distributions,
+                user_attrs={_AGAIN: failed.number},
+                intermediate_values=of.looks if of.whole and not complete else None,
+            )
+        )
 
     def _claim(self, held: contextlib.ExitStack) -> int | None:
-        """The first trial of the batch that this process is to do; None where nothing is left."""
+        """The batch that this process is to do, as its trials name it; None where nothing is left."""
         trials = self._trials()
         begun = dict.fromkeys(
             t.user_attrs[_BATCH][0] for t in trials if _BATCH in t.user_attrs and not t.state.is_finished()
@@ -142,7 +175,7 @@ class Suggested:
             for run in self.runs()
             if run.id in failures and not run.ended and self.folder.tries(run.id)
         )
-        new = [known] if known < self._sweep.trials else []
+        new = [known] if known < self._sweep.trials and self._in_vain < _IN_VAIN else []
         for first in dict.fromkeys([*begun, *again, *new]):
             claim = self.folder.claim(f"batch-{first:04d}")
             if claim is not None:
@@ -167,7 +200,7 @@ class Suggested:
         assert self._sweep.trials is not None
         trials = self._trials()
         mine = [trial for trial in trials if trial.user_attrs.get(_BATCH, [None])[0] == first]
-        spare = [trial for trial in trials if _BATCH not in trial.user_attrs]
+        spare = [trial for trial in trials if not {_BATCH, _AGAIN} & trial.user_attrs.keys()]
         size = min(self._sweep.together, self._sweep.trials - first)
         if mine:
             size = mine[0].user_attrs[_BATCH][1]

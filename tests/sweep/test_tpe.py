@@ -104,11 +104,12 @@ def test_after_a_kill_anywhere_it_comes_to_the_same(asked, monkeypatch):
 
 
 def test_it_may_go_on_with_more_trials_but_not_with_fewer(asked):
+    asked = dataclasses.replace(asked, trials=4, together=2)
     run_sweep(asked)
     before = [trial.params for trial in study(asked).trials]
-    assert len(run_sweep(dataclasses.replace(asked, trials=16)).outcomes) == 16
-    assert [trial.params for trial in study(asked).trials][:12] == before
-    with pytest.raises(ConfigError, match="trials: 16 -> 12"):
+    assert len(run_sweep(dataclasses.replace(asked, trials=6)).outcomes) == 6
+    assert [trial.params for trial in study(asked).trials][:4] == before
+    with pytest.raises(ConfigError, match="trials: 6 -> 4"):
         run_sweep(asked)
     run_sweep(asked, overwrite=True)
     assert [trial.params for trial in study(asked).trials] == before
@@ -207,6 +208,27 @@ def test_a_run_that_fails_is_told_as_failed_and_the_sweep_goes_on(asked, monkeyp
     again = run_sweep(asked)
     assert done == [of.run.id for of in swept.failed]
     assert (again.failed, again.left, len(again.outcomes)) == ([], [], 8)
+    # The model learns of them, and the sweep goes on from there.
+    means = {of.trial.number: of.mean for of in again.outcomes}
+    repeated = {trial.user_attrs["again"]: trial.value for trial in study(asked).trials if "again" in trial.user_attrs}
+    assert repeated == {number: means[number] for number in failed}
+    more = run_sweep(dataclasses.replace(asked, trials=12))
+    assert len(more.outcomes) == 12
+    assert [of.mean for of in more.outcomes if of.trial.number in means] == list(means.values())
+
+
+def test_a_sweep_of_which_every_batch_fails_does_not_use_up_its_trials(asked, monkeypatch, capsys):
+    def fails(_) -> None:
+        raise ConfigError("there is no such base")
+
+    asked = dataclasses.replace(asked, axes=AXES[:1], trials=7, together=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeping, "train", fails)
+        assert len(run_sweep(asked).failed) == 3
+        assert "no more are suggested" in capsys.readouterr().err
+        assert len(run_sweep(asked).failed) == 6  # where it is the values, others have their turn
+    swept = run_sweep(asked)
+    assert (swept.failed, len(swept.outcomes)) == ([], 7)
 
 
 def test_a_study_of_another_sweep_is_not_taken_over(asked, tmp_path):
