@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from specialize import LoRA
-from specialize.errors import ConfigError, Preempted
+from specialize.errors import ConfigError, Preempted, RunTaken
 from specialize.sweep import Sweep, run_sweep, sweeping, tpe
 from specialize.sweep.folder import SweepFolder
 from specialize.sweep.outcomes import Outcome
@@ -229,6 +229,21 @@ def test_a_sweep_of_which_every_batch_fails_does_not_use_up_its_trials(asked, mo
         assert len(run_sweep(asked).failed) == 6  # where it is the values, others have their turn
     swept = run_sweep(asked)
     assert (swept.failed, len(swept.outcomes)) == ([], 7)
+
+
+def test_a_batch_of_which_a_launcher_took_a_run_meanwhile_is_left_and_told_later(asked, monkeypatch):
+    def taken(name: str) -> None:
+        if name == "s-0000":
+            raise RunTaken("Another process is training it.")
+
+    asked = dataclasses.replace(asked, axes=AXES[:1], trials=4, together=2)
+    monkeypatch.setattr(sweeping, "train", pretended(bowl, stop=taken))
+    swept = run_sweep(asked)
+    assert ([run.id for run in swept.left], swept.failed) == (["s-0000"], [])
+    assert [trial.state.name for trial in study(asked).trials] == ["RUNNING"] * 2 + ["COMPLETE"] * 2
+    pretended(bowl)(swept.left[0].experiment)
+    assert len(run_sweep(asked).outcomes) == 4
+    assert [trial.state.name for trial in study(asked).trials] == ["COMPLETE"] * 4
 
 
 def test_a_study_of_another_sweep_is_not_taken_over(asked, tmp_path):
