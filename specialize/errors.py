@@ -41,6 +41,10 @@ class ConfigError(SpecializeError):
     """Settings that contradict each other or the machine."""
 
 
+class RunTaken(ConfigError):
+    """A run that another process is training."""
+
+
 class LaunchError(SpecializeError):
     """What a launcher called ended in failure: another program, or a worker."""
 

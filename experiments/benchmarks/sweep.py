@@ -2,14 +2,14 @@
 
     python experiments/benchmarks/sweep.py --speakers 8 --rates 3e-3 7e-3 2e-2 --json sweep.json
 
-Both ways train every speaker at every learning rate, make the same steps and choose for each speaker the rate with the
-least dev loss. Every run is a process, timed from its start to its end, with its compilations; compiled programs and
-the decoded corpus are kept between processes, which helps the separate ones most.
+Both ways train every speaker at every learning rate, and make the same steps. What the sweep chose, and wrote into
+`best.py`, is compared with the rate of the least dev loss among the separate runs of each speaker. Every run is a
+process, timed from its start to its end, with its compilations; compiled programs and the decoded corpus are kept
+between processes, which helps the separate ones most.
 """
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from processes import specialize
 
 from specialize.corpus import CorpusConfig, open_corpus
 from specialize.embedded import BASE
+from specialize.files import exposed, run_file
 from specialize.sweep import Sweep
-from specialize.sweep.outcomes import outcomes
+from specialize.sweep.outcomes import choose, outcomes
 from specialize.sweep.sweeping import open_sweep
-from specialize.sweep.trials import SweepRun
-from specialize.train import Run
+from specialize.train import Experiment, Run
+from specialize.train.jobs import parse_grid
 from specialize.train.recorder import read_jobs
 
 
@@ -50,15 +51,21 @@ class Benchmark:
     """Also write the figures here."""
 
 
-Losses = dict[str, dict[float, float]]
-"""{speaker: {learning rate: dev loss}}."""
+@dataclass(frozen=True)
+class Came:
+    """What came of all jobs in one of the ways."""
+
+    losses: dict[str, dict[float, float]]
+    """{speaker: {learning rate: dev loss}}."""
+    steps: dict[str, dict[float, int]]
+    """{speaker: {learning rate: steps that were made}}."""
 
 
 def main(options: Benchmark) -> None:
     """Trains in both ways, compares what is chosen, and prints the ratio.
 
     Raises:
-        SystemExit: the two ways chose differently.
+        SystemExit: the two ways made other steps, or the sweep chose others than the best of the separate runs.
     """
     experiment, manifest = fitting(options.base, options.experiment, options.manifest)
     names = [s.id for s in open_corpus(CorpusConfig(manifest, role="personal")).speakers[: options.speakers]]
@@ -78,10 +85,10 @@ def main(options: Benchmark) -> None:
         together = specialize(*words, cache=cache)
         print(f"{slots} jobs in one program: {together:.1f} s", flush=True)
         swept = Sweep(experiment, tuple(axes), name="together", select="speaker", sweeps=sweeps)
-        found = _of_sweep(open_sweep(swept).runs())
+        found, chosen = _of_sweep(swept)
 
         flags = [word for name, value in fixed.items() for word in (f"--{name.replace('_', '-')}", value)]
-        separate, alone = [], {name: {} for name in names}
+        separate, alone = [], Came({name: {} for name in names}, {name: {} for name in names})
         for speaker in names:
             for rate in options.rates:
                 run = f"{speaker}-{rate}"
@@ -89,10 +96,10 @@ def main(options: Benchmark) -> None:
                 words += ("--cohort.slots", jax.device_count(), "--hyper.learning-rate", rate)
                 separate.append(specialize(*words, cache=cache))
                 (job,) = read_jobs(Run(runs / run))
-                alone[speaker][rate] = job["dev_loss"]
+                alone.losses[speaker][rate], alone.steps[speaker][rate] = job["dev_loss"], job["steps"]
                 print(f"{speaker} at {rate:g}: {separate[-1]:.1f} s", flush=True)
-    chosen, expected = _chosen(found), _chosen(alone)
-    away = max(abs(found[name][rate] - alone[name][rate]) for name in names for rate in options.rates)
+    expected = {name: min(of, key=lambda rate: of[rate]) for name, of in alone.losses.items()}
+    away = max(abs(found.losses[name][rate] - alone.losses[name][rate]) for name in names for rate in options.rates)
     ratio = sum(separate) / together
     print(
         f"one program {together:.1f} s, {len(separate)} runs {sum(separate):.1f} s: {ratio:.1f}x. Dev losses differ by "
@@ -112,21 +119,35 @@ def main(options: Benchmark) -> None:
             "chosen_separately": expected,
         }
         options.json.write_text(json.dumps(about, indent=1) + "\n")
+    if found.steps != alone.steps:
+        raise SystemExit("The two ways made other steps, so their times do not compare.")
     if chosen != expected:
-        raise SystemExit("The two ways chose other rates.")
+        raise SystemExit("The sweep chose other rates than the best of the separate runs.")
 
 
-def _of_sweep(runs: Sequence[SweepRun]) -> Losses:
-    losses: Losses = {}
-    for of in outcomes(runs):
-        for speaker, loss in of.losses.items():
-            losses.setdefault(speaker, {})[of.trial.experiment.hyper.learning_rate] = loss
-    return losses
+def _of_sweep(sweep: Sweep) -> tuple[Came, dict[str, float]]:
+    """What came of a sweep, and the rate that it chose for each speaker.
 
-
-def _chosen(losses: Losses) -> dict[str, float]:
-    """The best rate of each speaker."""
-    return {speaker: min(of, key=lambda rate: of[rate]) for speaker, of in sorted(losses.items())}
+    Raises:
+        SystemExit: `best.py` has other rates than those that were chosen.
+    """
+    (run,) = open_sweep(sweep).runs()
+    came = Came({}, {})
+    rates = [trial.experiment.hyper.learning_rate for trial in run.trials]
+    for job in read_jobs(Run(run.folder)):
+        speaker, rate = job["speaker"], rates[job["point"]]
+        came.losses.setdefault(speaker, {})[rate] = job["dev_loss"]
+        came.steps.setdefault(speaker, {})[rate] = job["steps"]
+    best = choose(outcomes([run]), sweep.select)
+    assert best is not None
+    chosen = {speaker: rates[number] for speaker, number in best.chosen.items()}
+    file = sweep.folder / "best.py"
+    written = exposed(file, run_file(file), "experiment", Experiment)
+    if {hyper.learning_rate for _, hyper in parse_grid(written.grid, written.hyper, written.submodel)} != set(
+        chosen.values()
+    ):
+        raise SystemExit(f"'{file}' has other rates than those that the sweep chose.")
+    return came, chosen
 
 
 if __name__ == "__main__":

@@ -64,6 +64,13 @@ class Axis:
         """Its values as they are written."""
         return tuple(map(write_value, self.values))
 
+    @property
+    def written(self) -> str:
+        """The axis as `parse_axes` reads it back, the same however it was spelt."""
+        if (span := self.range) is not None:
+            return f"{self.name}={'log:' if span.log else ''}{write_value(span.low)}..{write_value(span.high)}"
+        return f"{self.name}={','.join(self.texts)}"
+
     def applies(self, kind: str) -> bool:
         """Whether a trial with this kind of Submodel has the field."""
         part, _, field = self.name.partition(".")
@@ -146,7 +153,16 @@ def every(axes: Sequence[Axis], experiment: Experiment) -> list[Values]:
         raise ConfigError(
             f"'{ranges[0]}' is a range, and a grid needs values. List them, or give --method random or tpe."
         )
-    return _distinct(_combined(axes, experiment, [axis.values for axis in axes]))
+    return list(_distinct(_combined(axes, experiment, [axis.values for axis in axes])))
+
+
+def full_name(text: str) -> str:
+    """The full name of the field of an axis: that of `lr=1,2` is `hyper.learning_rate`.
+
+    Raises:
+        ConfigError: the text is no axis.
+    """
+    return _halves(text)[0]
 
 
 def drawn(axes: Sequence[Axis], experiment: Experiment, trials: int, seed: int) -> list[Values]:
@@ -155,15 +171,17 @@ def drawn(axes: Sequence[Axis], experiment: Experiment, trials: int, seed: int) 
     Raises:
         ConfigError: there are not so many.
     """
-    if all(axis.range is None for axis in axes) and trials > (most := len(every(axes, experiment))):
-        raise ConfigError(f"{trials} trials are asked for, and there are {most} combinations. Give --method grid.")
-    found: list[Values] = []
+    if all(axis.range is None for axis in axes):
+        # Counted no further than it matters: the product of a few axes may be of millions.
+        combinations = _distinct(_combined(axes, experiment, [axis.values for axis in axes]))
+        if (most := sum(1 for _ in itertools.islice(combinations, trials))) < trials:
+            raise ConfigError(f"{trials} trials are asked for, and there are {most} combinations. Give --method grid.")
+    found: dict[tuple[Any, ...], Values] = {}
     for number in itertools.count():
         for values in _combined(axes, experiment, [(_draw(axis, seed, number),) for axis in axes]):
-            if values not in found:
-                found.append(values)
+            found.setdefault(tuple(values.items()), values)
         if len(found) == trials:
-            return found
+            return list(found.values())
         if number > 1000 * trials:
             raise ConfigError(f"{trials} trials are asked for, and the ranges hold hardly more than {len(found)}.")
     raise AssertionError
@@ -196,8 +214,12 @@ def _combined(axes: Sequence[Axis], experiment: Experiment, values: Sequence[Seq
         yield {axis.name: point[axis.name] for axis in axes if axis.applies(kind)}
 
 
-def _distinct(points: Iterator[Values]) -> list[Values]:
-    return list({tuple(point.items()): point for point in points}.values())
+def _distinct(points: Iterator[Values]) -> Iterator[Values]:
+    seen: set[tuple[Any, ...]] = set()
+    for point in points:
+        if (key := tuple(point.items())) not in seen:
+            seen.add(key)
+            yield point
 
 
 def _draw(axis: Axis, seed: int, number: int) -> Any:

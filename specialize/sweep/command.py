@@ -10,12 +10,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from specialize.errors import ConfigError
+from specialize.errors import ConfigError, SpecializeError
 from specialize.files import exposed, run_file
 from specialize.printable import printable
-from specialize.sweep.axes import told
+from specialize.sweep.axes import full_name, told
 from specialize.sweep.config import Sweep
-from specialize.sweep.report import headline, incomparable, terminal_table
+from specialize.sweep.report import failures, headline, incomparable, terminal_table
 from specialize.sweep.sweeping import experiment_file, open_sweep, run_sweep
 from specialize.train import Experiment
 
@@ -55,7 +55,8 @@ def sweep(words: list[str]) -> None:
         dry_run: bool = False
         """Print the runs, which trials each makes, and the command of each, which `specialize launch` takes too; write
         their experiment files, and train nothing. The sweep goes on with what came of the runs, wherever they were
-        made. With tpe these are the runs of the next batch."""
+        made: type the same sweep again, without --dry-run, when they have ended. With tpe these are the runs of
+        the next batch."""
         overwrite: bool = False
         """Replace the sweep of this name, if there is one."""
 
@@ -69,21 +70,30 @@ def sweep(words: list[str]) -> None:
             "the same command, and several processes may share a sweep."
         ),
     )
+    if command.dry_run and command.overwrite:
+        raise ConfigError(
+            "--dry-run trains nothing, and --overwrite would delete the sweep that is there. Give one of them."
+        )
     asked = dataclasses.replace(command.sweep, axes=_merged(default.axes, command.space))
     if warning := incomparable(asked):
         print(f"specialize sweep: {printable(warning)}", file=sys.stderr)
     if command.dry_run:
-        _print_plan(asked, overwrite=command.overwrite)
+        _print_plan(asked)
         return
     swept = run_sweep(asked, overwrite=command.overwrite)
     console = Console()
-    console.print(terminal_table(asked, swept.outcomes, swept.best))
+    console.print(terminal_table(asked, swept.outcomes, swept.best, swept.failed))
     print(printable(headline(asked, swept.outcomes, swept.best)))
     print(f"{swept.folder / 'sweep.html'}\n{swept.folder / 'trials.csv'}")
     if swept.left:
-        print(f"{len(swept.left)} runs are other processes'; the last to end writes all.")
+        print(
+            f"{len(swept.left)} runs are other processes'; the last to end writes all, and the same command does "
+            "once they have ended."
+        )
     if swept.best is not None:
         print(f"next: specialize train {shlex.quote(str(swept.folder / 'best.py'))}")
+    if swept.failed:
+        raise SpecializeError(failures(swept.failed, len(swept.runs)))
 
 
 def read_sweep(file: Path) -> Sweep:
@@ -103,25 +113,27 @@ def read_sweep(file: Path) -> Sweep:
 
 
 def _merged(of_file: tuple[str, ...], typed: tuple[str, ...]) -> tuple[str, ...]:
-    named = {axis.partition("=")[0] for axis in typed}
-    return (*(axis for axis in of_file if axis.partition("=")[0] not in named), *typed)
+    named = {full_name(axis) for axis in typed}
+    return (*(axis for axis in of_file if full_name(axis) not in named), *typed)
 
 
-def _print_plan(asked: Sweep, *, overwrite: bool) -> None:
-    source = open_sweep(asked, overwrite=overwrite)
+def _print_plan(asked: Sweep) -> None:
+    source = open_sweep(asked)
     if asked.method == "tpe":
         with source.take():  # suggests the next batch, where there is one
             pass
-    runs = source.runs()
+    runs, failed = source.runs(), source.folder.failures()
     trials = sum(len(run.trials) for run in runs)
     print(f"{_count(trials, 'trial')} in {_count(len(runs), 'run')}, {sum(run.ended for run in runs)} of them ended")
     for run in runs:
-        print(f"run {run.id}: {_count(len(run.trials), 'trial')}{', ended' if run.ended else ''}")
+        state = ", ended" if run.ended else f", failed: {failed[run.id]}" if run.id in failed else ""
+        print(printable(f"run {run.id}: {_count(len(run.trials), 'trial')}{state}"))
         for trial in run.trials[:_SHOWN]:
             print(printable(f"  {trial.number}: {told(trial.values)}"))
         if len(run.trials) > _SHOWN:
             print(f"  … and {len(run.trials) - _SHOWN} more")
         print(f"  specialize train {shlex.quote(str(experiment_file(run, asked)))}")
+    print("Runs may be launched elsewhere. Type the same sweep again when they have ended: it collects them.")
 
 
 def _count(number: int, what: str) -> str:

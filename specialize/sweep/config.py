@@ -11,6 +11,7 @@ import tyro
 from specialize.errors import ConfigError
 from specialize.files import exposed, run_file
 from specialize.sweep.axes import Axis, check, parse_axes
+from specialize.sweep.trials import shared
 from specialize.train import Experiment
 from specialize.train.experiment import to_json
 
@@ -93,13 +94,33 @@ class Sweep:
             raise ConfigError("A sweep needs at least one axis: lr=1e-4,1e-3, or cohort.batch=2,4.")
         axes = parse_axes(self.axes, self.started)
         check(axes, self.started)
-        halves = self.halving or self.started.stop.halving
-        if self.select == "pooled" and (halves or any(axis.name == "stop.halving" for axis in axes)):
-            raise ConfigError(
-                "Halving ends trials by one speaker's dev set, and the mean over speakers is then of trials that "
-                "ended early. Give --select speaker, or no halving."
-            )
+        if _may_halve(self.halving, axes, self.started):
+            if self.select == "pooled":
+                raise ConfigError(
+                    "Halving ends trials by one speaker's dev set, and the mean over speakers is then of trials that "
+                    "ended early. Give --select speaker, or no halving."
+                )
+            if self.method == "tpe":
+                self._check_company(axes)
         return axes
+
+    def _check_company(self, axes: list[Axis]) -> None:
+        """With halving and tpe, raises ConfigError where a trial may be alone in its program.
+
+        Nothing would end it early, and it would look better to the model than those that had company.
+        """
+        assert self.trials is not None
+        if apart := [axis.name for axis in axes if axis.varies and not shared(axis.name, self.started)]:
+            raise ConfigError(
+                f"Halving compares trials that share a program, and '{apart[0]}' makes programs of its own: what tpe "
+                "suggests alone there would never be ended early, and would pass for better. Give --halving 0 (and "
+                "stop.halving=0), --method random, or axes of `hyper` alone."
+            )
+        if self.together == 1 or self.trials % self.together == 1:
+            raise ConfigError(
+                f"trials={self.trials} in batches of together={self.together} leaves a trial alone in its batch, and "
+                "halving compares trials of one batch. Give --trials or --together such that none is alone."
+            )
 
     @property
     def called(self) -> str:
@@ -124,10 +145,10 @@ class Sweep:
         return None if self.storage is None else re.sub(r"(://[^:/@]*:)[^/]*@", r"\1***@", self.storage)
 
     def asked(self) -> dict[str, Any]:
-        """What decides what comes of it, as JSON data."""
+        """What decides what comes of it, as JSON data; the same however axes are spelt."""
         return {
             "experiment": to_json(self.started),
-            "axes": list(self.axes),
+            "axes": [axis.written for axis in self.parsed],
             "method": self.method,
             "trials": self.trials,
             "seed": self.seed,
@@ -136,3 +157,11 @@ class Sweep:
             "halving": self.halving,
             "storage": self.shown_storage,
         }
+
+
+def _may_halve(halving: int, axes: list[Axis], started: Experiment) -> bool:
+    """Whether halving is on in some trial."""
+    axis = next((axis for axis in axes if axis.name == "stop.halving"), None)
+    if halving or axis is None:
+        return bool(halving or started.stop.halving)
+    return axis.range is not None or any(axis.values)

@@ -24,8 +24,8 @@ class Listed:
         else:
             assert sweep.trials is not None
             values = drawn(sweep.parsed, start, sweep.trials, sweep.seed)
-        self._runs = grouped(make_trials(values, start), folder.runs, sweep.select, sweep.halving)
-        self._folder = folder
+        self._runs = grouped(make_trials(values, start), folder.runs, sweep.called, sweep.select, sweep.halving)
+        self.folder = folder
 
     def runs(self) -> list[SweepRun]:
         """All runs."""
@@ -35,13 +35,13 @@ class Listed:
     def take(self) -> Iterator[Sequence[SweepRun]]:
         """Runs for this process to train now, which no other takes meanwhile; empty where none is left."""
         for run in self._runs:
-            if run.ended:
+            if run.ended or not self.folder.tries(run.id):
                 continue
-            claim = self._folder.claim(run.id)
+            claim = self.folder.claim(run.id)
             if claim is None:
                 continue
             with claim:
-                if not run.ended and not self._folder.trains(run.id):
+                if not run.ended and self.folder.tries(run.id) and not self.folder.trains(run.id):
                     yield [run]
                     return
         yield []

@@ -18,8 +18,8 @@ _WIDE = 30.0
 def against_axis(axis: Axis, rows: Sequence[dict[str, Any]]) -> Markup:
     """Mean dev loss against a field, a mark for each trial that has the field.
 
-    Circles are trials that finished all speakers, triangles those that lost some to quarantine; what was chosen is a
-    ring around its mark. Losses far above the others lie at the upper edge.
+    Circles are trials that finished all speakers of their corpus, triangles those that lost some to quarantine; what
+    was chosen is a ring around its mark. Losses far above the others lie at the upper edge.
 
     Args:
         axis: of the sweep.
@@ -27,7 +27,8 @@ def against_axis(axis: Axis, rows: Sequence[dict[str, Any]]) -> Markup:
     """
     rows = [row for row in rows if axis.name in row["values"] and row["dev_loss"] is not None]
     losses = sorted(row["dev_loss"] for row in rows) or [0.0]
-    low, high = losses[0], min(losses[-1], losses[0] + 3 * (losses[len(losses) // 2] - losses[0]) or losses[-1])
+    usual = losses[len(losses) // 2] - losses[0]
+    low, high = losses[0], min(losses[-1], losses[0] + 3 * usual) if usual > 0 else losses[-1]
     room = 0.08 * (high - low) or 0.05 * abs(low) or 0.01
     low, high = low - room, high + room
 
@@ -55,7 +56,8 @@ def against_axis(axis: Axis, rows: Sequence[dict[str, Any]]) -> Markup:
 
 
 def _mark(x: float, y: float, row: dict[str, Any]) -> Markup:
-    title = f"trial {row['trial']}: dev loss {row['dev_loss']:.4f} of {row['speakers']} speakers"
+    people = f"{row['speakers']} of {row['corpus_speakers']} speakers"
+    title = f"trial {row['trial']}: dev loss {row['dev_loss']:.4f} of {people}"
     title += "".join(f", {name}={write_value(value)}" for name, value in row["values"].items())
     if row["complete"]:
         shape = Markup('<circle class="submodel" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>')

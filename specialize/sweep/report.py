@@ -12,66 +12,114 @@ from rich.text import Text
 from specialize.printable import printable
 from specialize.score.page import rendered
 from specialize.score.results import write_atomically
-from specialize.sweep.axes import KIND
+from specialize.sweep.axes import KIND, told
 from specialize.sweep.config import Sweep
-from specialize.sweep.outcomes import Best, Outcome, complete
+from specialize.sweep.outcomes import Best, Failure, Outcome, comparable, mean_over
 from specialize.sweep.plots import against_axis
 from specialize.train.values import write_value
 
 
-def ranked(found: Sequence[Outcome], best: Best | None) -> list[dict[str, Any]]:
-    """Rows of a table, from the least dev loss; trials that lost speakers to quarantine come last.
+def ranked(found: Sequence[Outcome], best: Best | None, failed: Sequence[Failure] = ()) -> list[dict[str, Any]]:
+    """Rows of a table, from the least dev loss over the speakers that are compared.
 
-    Each is {trial, run, dev_loss, speakers, quarantined, halved, chosen_for, complete, values}.
+    Trials that lost speakers to quarantine come later, and those of runs that failed last. Each is {trial, run,
+    dev_loss, speakers, corpus_speakers, quarantined, halved, chosen_for, failed, complete, other_corpus, values}.
     """
-    whole = {of.trial.number for of in complete(found)}
+    within, people = comparable(found)
+    means = {of.trial.number: mean_over(of.losses, people) for of in within}
+    most = max((of.people for of in found), default=0)
     chosen = list(best.chosen.values()) if best is not None else []
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "trial": of.trial.number,
             "run": of.run,
             "dev_loss": of.mean,
             "speakers": len(of.losses),
+            "corpus_speakers": of.people,
             "quarantined": of.quarantined,
             "halved": of.halved,
             "chosen_for": chosen.count(of.trial.number),
-            "complete": of.trial.number in whole,
+            "failed": "",
+            "complete": of.whole,
+            "other_corpus": of.people < most,
             "values": of.trial.values,
         }
         for of in found
     ]
-    return sorted(rows, key=lambda row: (not row["complete"], row["dev_loss"] is None, row["dev_loss"], row["trial"]))
+    nothing = dict.fromkeys(("speakers", "corpus_speakers", "quarantined", "halved", "chosen_for"), 0)
+    nothing |= {"dev_loss": None, "complete": False, "other_corpus": False}
+    rows += [
+        {**nothing, "trial": trial.number, "run": of.run.id, "failed": of.reason, "values": trial.values}
+        for of in failed
+        for trial in of.run.trials
+    ]
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        mean = means.get(row["trial"], row["dev_loss"])
+        return row["trial"] not in means, bool(row["failed"]), mean is None, mean or 0.0, row["trial"]
+
+    return sorted(rows, key=place)
 
 
-def write_table(path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best | None) -> None:
+def write_table(
+    path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best | None, failed: Sequence[Failure]
+) -> None:
     """Writes all trials as CSV, whole or not at all: what came of each, and the value of each axis."""
     names = [axis.name for axis in sweep.parsed]
-    facts = ("trial", "run", "dev_loss", "speakers", "quarantined", "halved", "chosen_for")
+    facts = (
+        *("trial", "run", "dev_loss", "speakers", "corpus_speakers"),
+        *("quarantined", "halved", "chosen_for", "failed"),
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*facts, *names])
-    for row in ranked(found, best):
+    for row in ranked(found, best, failed):
         writer.writerow([*(row[name] for name in facts), *(_value(row, name) for name in names)])
     write_atomically(path, text.getvalue())
 
 
-def terminal_table(sweep: Sweep, found: Sequence[Outcome], best: Best | None) -> Table:
-    """All trials, from the least dev loss."""
-    names, rows = _varying(sweep), ranked(found, best)
+def terminal_table(sweep: Sweep, found: Sequence[Outcome], best: Best | None, failed: Sequence[Failure] = ()) -> Table:
+    """All trials, from the least dev loss; why some failed is told after it (`failures`)."""
+    names, rows = _varying(sweep), ranked(found, best, failed)
     table = Table(title=f"Sweep {sweep.called}, from the least dev loss", title_justify="left")
     for name in ("trial", "dev loss", "speakers", "chosen for", *map(_last, names)):
         table.add_column(name, justify="right", overflow="fold")
-    noted = any(map(_notes, rows))
+    notes = [_notes(row | {"failed": ""}) + ("failed" if row["failed"] else "") for row in rows]
+    noted = any(notes)
     if noted:
         table.add_column("")
-    for row in rows:
+    for row, note in zip(rows, notes, strict=True):
         facts = (row["trial"], _loss(row["dev_loss"]), row["speakers"], row["chosen_for"] or "")
         cells = [Text(printable(_short(row, name))) for name in names]
-        table.add_row(*map(str, facts), *cells, *([_notes(row)] if noted else []))
+        table.add_row(*map(str, facts), *cells, *([note] if noted else []))
     return table
 
 
-def write_page(path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best | None, left: int) -> None:
+def failures(failed: Sequence[Failure], runs: int) -> str:
+    """Which runs failed and why, and the remedy."""
+    lines = [
+        f"  {of.run.id} (trial{'' if len(of.run.trials) == 1 else 's'} "
+        f"{', '.join(str(trial.number) for trial in of.run.trials)}; {told(of.run.trials[0].values)}): {of.reason}"
+        for of in failed
+    ]
+    return "\n".join(
+        [
+            f"{len(failed)} of {runs} runs failed:",
+            *lines,
+            "Mend that and type the same command: failed runs are tried again, and the others are not. Values that "
+            "cannot work are for a sweep without them, with another --name.",
+        ]
+    )
+
+
+def write_page(
+    path: Path,
+    sweep: Sweep,
+    found: Sequence[Outcome],
+    best: Best | None,
+    failed: Sequence[Failure],
+    left: int,
+) -> None:
     """Writes the page, whole or not at all.
 
     Args:
@@ -79,9 +127,10 @@ def write_page(path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best | 
         sweep: what was asked.
         found: outcomes of the trials that have ended.
         best: of them.
-        left: runs that have not ended.
+        failed: runs that could not be made.
+        left: runs that have neither ended nor failed.
     """
-    rows = ranked(found, best)
+    rows = ranked(found, best, failed)
     names = _varying(sweep)
     axes = [axis for axis in sweep.parsed if axis.name in names]
     shown = [
@@ -100,6 +149,7 @@ def write_page(path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best | 
         lead=headline(sweep, found, best),
         incomparable=incomparable(sweep),
         left=left,
+        failed=len(failed),
         names=names,
         rows=shown,
         plots=[against_axis(axis, rows) for axis in axes] if any(row["dev_loss"] is not None for row in rows) else [],
@@ -117,8 +167,16 @@ def write_page(path: Path, sweep: Sweep, found: Sequence[Outcome], best: Best | 
 def headline(sweep: Sweep, found: Sequence[Outcome], best: Best | None) -> str:
     """The result in a sentence."""
     if best is None:
+        if any(of.losses for of in found):
+            return (
+                "No trial finished all its speakers, and those that lost the fewest have no speaker in common to be "
+                "compared on, so none is chosen."
+            )
         return "No trial has come to an end with a dev loss."
-    people = f"{len(best.chosen)} speaker{'' if len(best.chosen) == 1 else 's'}"
+    count = best.compared or len(best.chosen)
+    people = f"{count} speaker{'' if count == 1 else 's'}"
+    if count < max(of.people for of in found):
+        people += ", those of its corpus" if not best.compared else ", those that all it was compared with have"
     if sweep.select == "speaker":
         several = len(best.trials) > 1
         which = f"trial{'s' if several else ''} {', '.join(map(str, best.trials))}"
@@ -166,5 +224,7 @@ def _loss(value: float | None) -> str:
 
 
 def _notes(row: dict[str, Any]) -> str:
-    notes = [f"{row['quarantined']} quarantined"] if row["quarantined"] else []
+    notes = [f"failed: {row['failed']}"] if row["failed"] else []
+    notes += [f"a corpus of {row['corpus_speakers']}"] if row["other_corpus"] else []
+    notes += [f"{row['quarantined']} quarantined"] if row["quarantined"] else []
     return ", ".join(notes + ([f"{row['halved']} ended early"] if row["halved"] else []))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from specialize.sweep.axes import Values, changed
 from specialize.train import Experiment, HyperParameters
@@ -31,7 +31,7 @@ class SweepRun:
 
     @property
     def id(self) -> str:
-        """Its name: the number of its first trial."""
+        """Its name: that of the sweep, and the number of its first trial."""
         return self.experiment.name
 
     @property
@@ -56,21 +56,35 @@ def make_trials(values: Iterable[Values], experiment: Experiment) -> list[Trial]
 
 def settings(experiment: Experiment) -> Experiment:
     """What trials of one run have in common: all but what may differ between slots."""
-    shared: dict[str, Any] = {}
-    if experiment.space is not None and experiment.fitted == "embedding-then-unfreeze":
+    kept = {
+        field.name: getattr(experiment.hyper, field.name)
+        for field in dataclasses.fields(HyperParameters)
+        if not shared(f"hyper.{field.name}", experiment)
+    }
+    return dataclasses.replace(experiment, hyper=HyperParameters(**kept))
+
+
+def shared(name: str, experiment: Experiment) -> bool:
+    """Whether trials of one run may differ in a field."""
+    if name == "hyper.embedding_steps" and experiment.space is not None:
         # When jobs may end depends on the longest first phase of all, so these would change each other's results.
-        shared["embedding_steps"] = experiment.hyper.embedding_steps
-    return dataclasses.replace(experiment, hyper=HyperParameters(**shared))
+        return experiment.fitted != "embedding-then-unfreeze"
+    return name.startswith("hyper.")
 
 
 def grouped(
-    trials: Sequence[Trial], runs: Path, select: Literal["pooled", "speaker"] = "pooled", halving: int = 0
+    trials: Sequence[Trial],
+    runs: Path,
+    sweep: str,
+    select: Literal["pooled", "speaker"] = "pooled",
+    halving: int = 0,
 ) -> list[SweepRun]:
     """The runs that make these trials, in the order of their first trials.
 
     Args:
         trials: to make.
         runs: folder of the runs.
+        sweep: its name, which those of the runs begin with: a launcher calls what it starts by them.
         select: which Submodels a run keeps.
         halving: of each speaker's trials in a run; it needs two of them.
     """
@@ -83,7 +97,7 @@ def grouped(
         halves = (halving or first.stop.halving) if len(of) > 1 else 0
         experiment = dataclasses.replace(
             first,
-            name=f"{of[0].number:04d}",
+            name=f"{sweep}-{of[0].number:04d}",
             runs=runs,
             grid=(joint_axis([trial.experiment.hyper for trial in of]),) if len(of) > 1 else (),
             select=select,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from specialize import __version__
-from specialize.errors import ConfigError
+from specialize.errors import ConfigError, RunTaken
 from specialize.submodel import StoredSubmodel, SubmodelStore
 from specialize.submodel.store import submodel_metadata
 from specialize.train.experiment import Experiment, from_json, to_json
@@ -97,7 +97,7 @@ class RunFolder:
         """Holds the run for this process, as long as the context lasts or the process lives.
 
         Raises:
-            ConfigError: another process holds it.
+            RunTaken: another process holds it.
         """
         return _alone(self.folder)
 
@@ -197,7 +197,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise RunTaken(
                 f"Another process is training '{folder}'. Wait for it, or give the new run another --name."
             ) from None
         yield

@@ -22,7 +22,7 @@ RUNS = Path("sweeps/s/runs")
 
 def runs_of(*axes: str, **how):
     parsed = parse_axes(axes, EXPERIMENT)
-    return grouped(make_trials(every(parsed, EXPERIMENT), EXPERIMENT), RUNS, **how)
+    return grouped(make_trials(every(parsed, EXPERIMENT), EXPERIMENT), RUNS, "s", **how)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_trained(how, name
 def test_trials_that_differ_in_hyper_parameters_alone_are_points_of_one_run():
     runs = runs_of("lr=1,2", "cohort.batch=2,4", "seed=0,1,2")
     assert [numbers(run.trials) for run in runs] == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
-    assert [run.id for run in runs] == ["0000", "0003"]
+    assert [run.id for run in runs] == ["s-0000", "s-0003"]
     assert [run.experiment.cohort.batch for run in runs] == [2, 4]
     for run in runs:
         assert (run.experiment.runs, run.experiment.select) == (RUNS, "pooled")
@@ -156,7 +156,7 @@ def test_phases_of_other_lengths_are_runs_of_their_own():
     with_space = dataclasses.replace(EXPERIMENT, space=Path("space"))
     axes = parse_axes(["embedding_steps=3,6", "lr=1,2"], with_space)
     for start, count in ((with_space, 2), (dataclasses.replace(with_space, fit="unfreeze"), 1)):
-        assert len(grouped(make_trials(every(axes, start), start), RUNS)) == count
+        assert len(grouped(make_trials(every(axes, start), start), RUNS, "s")) == count
 
 
 def test_random_draws_lie_in_their_ranges_and_spread_as_they_are_asked_to():
@@ -175,6 +175,33 @@ def test_random_draws_lie_in_their_ranges_and_spread_as_they_are_asked_to():
     assert min(Counter(of["context"] for of in values).values()) > 150
     assert drawn(axes, EXPERIMENT, 40, seed=3) == values[:40]
     assert drawn(axes, EXPERIMENT, 40, seed=4) != values[:40]
+
+
+def test_random_draws_of_very_many_combinations_are_not_counted_out():
+    """Of 2.7e10 combinations."""
+    listed = ",".join(map(str, range(3000)))
+    axes = parse_axes([f"seed={listed}", f"warmup={listed}", f"stop.max-steps={listed}"], EXPERIMENT)
+    assert len(drawn(axes, EXPERIMENT, 5, seed=0)) == 5
+
+
+def test_an_experiment_that_halves_may_be_pooled_where_the_sweep_turns_it_off():
+    halving = dataclasses.replace(EXPERIMENT, stop=Stopping(halving=2))
+    sweep = Sweep(halving, ("lr=1,2", "stop.halving=0"))
+    (run,) = grouped(make_trials(every(sweep.parsed, halving), halving), RUNS, "s")
+    assert run.experiment.stop.halving == 0
+    for axes in (("lr=1,2",), ("lr=1,2", "stop.halving=0,2"), ("lr=1,2", "stop.halving=3")):
+        with pytest.raises(SpecializeError, match="--select speaker"):
+            _ = Sweep(halving, axes).parsed
+
+
+def test_what_is_asked_is_the_same_however_it_is_spelt():
+    spelt = (
+        ("lr=1e-3,2", "submodel.bottleneck=2..5", "wd=log:1e-4..1"),
+        ("hyper.learning-rate=0.001,2.0", "submodel.bottleneck=2..5", "hyper.weight_decay=log:0.0001..1"),
+    )
+    one, two = (Sweep(EXPERIMENT, axes, method="random", trials=2) for axes in spelt)
+    assert one.asked() == two.asked()
+    assert parse_axes(one.asked()["axes"], EXPERIMENT) == one.parsed
 
 
 def test_random_draws_of_few_combinations_are_all_different_or_refused():

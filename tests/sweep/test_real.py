@@ -88,22 +88,42 @@ def test_sigterm_in_a_run_saves_and_the_same_command_goes_on_to_the_same(folder,
                 main(words)
         assert ended.value.code == EXIT_PREEMPTED
         stopped = folder / "sweeps/stopped"
-        assert list((stopped / "runs/0000/state").iterdir())
+        assert list((stopped / "runs/stopped-0000/state").iterdir())
         assert not (stopped / "trials.csv").exists()
         capsys.readouterr()
         main(words)
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert "from its last state" in capsys.readouterr().err
-    assert (stopped / "trials.csv").read_text() == (whole.folder / "trials.csv").read_text()
-    for name in ("best.py", "experiments/0000.py"):
-        assert load_experiment(stopped / name).hyper == load_experiment(whole.folder / name).hyper
+    found = (stopped / "trials.csv").read_text().replace("stopped-0000", "whole-0000")
+    assert found == (whole.folder / "trials.csv").read_text()
+    for name in ("best.py", "experiments/{}-0000.py"):
+        one, two = (load_experiment(at / name.format(at.name)) for at in (stopped, whole.folder))
+        assert (one.hyper, one.grid) == (two.hyper, two.grid)
 
 
-def test_halving_ends_the_worse_trials_of_each_speaker_early(folder):
+def test_a_spec_that_matches_nothing_fails_alone(folder):
+    swept = run_sweep(asked(folder, "failing", "submodel.where=nothing/*,encoder/layers_*", "stop.max_steps=3"))
+    assert [(of.run.id, "nothing/*" in of.reason) for of in swept.failed] == [("failing-0000", True)]
+    assert swept.best is not None
+    assert swept.best.trials == (1,)
+
+
+def test_halving_ends_the_worse_trials_of_each_speaker_early(folder, whole):
+    """What goes on is what was better at the rung, and comes to what it comes to without halving."""
     swept = run_sweep(asked(folder, "halved", select="speaker", halving=2))
     jobs = read_jobs(Run(swept.runs[0].folder))
     assert sum(of.halved for of in swept.outcomes) == sum(job["steps"] < 6 for job in jobs) >= 3
+    at_rung = {(job["speaker"], job["point"]): min(loss for step, loss in job["looks"] if step <= 3) for job in jobs}
     assert swept.best is not None
-    for speaker, number in swept.best.chosen.items():
-        assert swept.outcomes[number].losses[speaker] == min(of.losses[speaker] for of in swept.outcomes)
+    assert set(swept.best.chosen) == {job["speaker"] for job in jobs}
+    for job in jobs:
+        if job["steps"] == 6:
+            speaker, point = job["speaker"], job["point"]
+            assert at_rung[speaker, point] == min(loss for (who, _), loss in at_rung.items() if who == speaker)
+            assert job["dev_loss"] == whole.outcomes[point].losses[speaker]
+    for speaker in swept.best.chosen:
+        run = Run(swept.runs[0].folder)
+        stored = run.submodel(speaker).training
+        rate = swept.outcomes[swept.best.chosen[speaker]].trial.experiment.hyper.learning_rate
+        assert stored["hyper"]["learning_rate"] == rate

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from specialize.errors import ConfigError
+from specialize import LoRA
+from specialize.errors import ConfigError, Preempted, RunTaken
 from specialize.sweep import Sweep, run_sweep, sweeping, tpe
 from specialize.sweep.folder import SweepFolder
 from specialize.sweep.outcomes import Outcome
@@ -102,11 +104,12 @@ def test_after_a_kill_anywhere_it_comes_to_the_same(asked, monkeypatch):
 
 
 def test_it_may_go_on_with_more_trials_but_not_with_fewer(asked):
+    asked = dataclasses.replace(asked, trials=4, together=2)
     run_sweep(asked)
     before = [trial.params for trial in study(asked).trials]
-    assert len(run_sweep(dataclasses.replace(asked, trials=16)).outcomes) == 16
-    assert [trial.params for trial in study(asked).trials][:12] == before
-    with pytest.raises(ConfigError, match="trials: 16 -> 12"):
+    assert len(run_sweep(dataclasses.replace(asked, trials=6)).outcomes) == 6
+    assert [trial.params for trial in study(asked).trials][:4] == before
+    with pytest.raises(ConfigError, match="trials: 6 -> 4"):
         run_sweep(asked)
     run_sweep(asked, overwrite=True)
     assert [trial.params for trial in study(asked).trials] == before
@@ -170,18 +173,136 @@ def test_a_trial_in_quarantine_is_told_as_worse_than_any(asked, monkeypatch):
 
 
 def test_a_trial_that_halving_ended_is_told_as_pruned_with_how_far_it_came(asked):
-    asked = dataclasses.replace(asked, select="speaker", halving=2)
+    asked = dataclasses.replace(asked, axes=AXES[:2], select="speaker", halving=2)
     folder = SweepFolder(asked.folder)
     folder.begin(asked)
     source = Suggested(asked, folder)
     with source.take() as runs:
         trials = [trial for run in runs for trial in run.trials]
-        found = [Outcome(t, "0000", {"ana": 1.0}, 0, t.number % 2, {0: 3.0, 6: 2.0}) for t in trials]
+        found = [Outcome(t, "s-0000", {"ana": 1.0}, 0, t.number % 2, {0: 3.0, 6: 2.0}) for t in trials]
         source.tell(runs, found)
         source.tell(runs, found)  # as after a kill
     told = study(asked).trials
     assert [trial.state.name for trial in told] == ["COMPLETE", "PRUNED"] * 2
     assert [trial.intermediate_values for trial in told] == [{}, {0: 3.0, 6: 2.0}] * 2
+
+
+def test_a_run_that_fails_is_told_as_failed_and_the_sweep_goes_on(asked, monkeypatch):
+    def no_lora(name: str) -> None:
+        (run,) = (run for run in source.runs() if run.id == name)
+        if run.experiment.submodel == LoRA(rank=2):
+            raise ConfigError("a rank of 2 does not fit")
+
+    asked = dataclasses.replace(asked, axes=("lr=log:1e-6..1", *AXES[2:]), trials=8)
+    folder = SweepFolder(asked.folder)
+    folder.begin(asked)
+    source = Suggested(asked, folder)
+    monkeypatch.setattr(sweeping, "train", pretended(bowl, stop=no_lora))
+    swept = run_sweep(asked)
+    failed = {trial.number for of in swept.failed for trial in of.run.trials}
+    assert failed
+    assert len(swept.outcomes) == 8 - len(failed)
+    assert {trial.number for trial in study(asked).trials if trial.state.name == "FAIL"} == failed
+    done: list[str] = []
+    monkeypatch.setattr(sweeping, "train", pretended(bowl, done))
+    again = run_sweep(asked)
+    assert done == [of.run.id for of in swept.failed]
+    assert (again.failed, again.left, len(again.outcomes)) == ([], [], 8)
+    # The model learns of them, and the sweep goes on from there.
+    means = {of.trial.number: of.mean for of in again.outcomes}
+    repeated = {trial.user_attrs["again"]: trial.value for trial in study(asked).trials if "again" in trial.user_attrs}
+    assert repeated == {number: means[number] for number in failed}
+    more = run_sweep(dataclasses.replace(asked, trials=12))
+    assert len(more.outcomes) == 12
+    assert [of.mean for of in more.outcomes if of.trial.number in means] == list(means.values())
+
+
+def test_a_sweep_of_which_every_batch_fails_does_not_use_up_its_trials(asked, monkeypatch, capsys):
+    def fails(_) -> None:
+        raise ConfigError("there is no such base")
+
+    asked = dataclasses.replace(asked, axes=AXES[:1], trials=7, together=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeping, "train", fails)
+        assert len(run_sweep(asked).failed) == 3
+        assert "no more are suggested" in capsys.readouterr().err
+        assert len(run_sweep(asked).failed) == 6  # where it is the values, others have their turn
+    swept = run_sweep(asked)
+    assert (swept.failed, len(swept.outcomes)) == ([], 7)
+
+
+def test_a_batch_of_which_a_launcher_took_a_run_meanwhile_is_left_and_told_later(asked, monkeypatch):
+    def taken(name: str) -> None:
+        if name == "s-0000":
+            raise RunTaken("Another process is training it.")
+
+    asked = dataclasses.replace(asked, axes=AXES[:1], trials=4, together=2)
+    monkeypatch.setattr(sweeping, "train", pretended(bowl, stop=taken))
+    swept = run_sweep(asked)
+    assert ([run.id for run in swept.left], swept.failed) == (["s-0000"], [])
+    assert [trial.state.name for trial in study(asked).trials] == ["RUNNING"] * 2 + ["COMPLETE"] * 2
+    pretended(bowl)(swept.left[0].experiment)
+    assert len(run_sweep(asked).outcomes) == 4
+    assert [trial.state.name for trial in study(asked).trials] == ["COMPLETE"] * 4
+
+
+def test_a_study_of_another_sweep_is_not_taken_over(asked, tmp_path):
+    """Also where what is asked is the same: trials of other folders have no runs here."""
+    asked = dataclasses.replace(asked, axes=AXES[:1], storage=f"sqlite:///{tmp_path}/shared.db", trials=4)
+    run_sweep(asked)
+    for changes in ({}, {"axes": AXES[1:2]}):
+        other = dataclasses.replace(asked, sweeps=tmp_path / "elsewhere", **changes)
+        with pytest.raises(ConfigError, match=r"shared\.db' has a study 's' already") as raised:
+            run_sweep(other)
+        assert "--name" in str(raised.value)
+        assert "--overwrite" in str(raised.value)
+        assert len(study(asked).trials) == 4
+        shutil.rmtree(other.folder)
+    harmless = dataclasses.replace(EXPERIMENT, save_seconds=5.0)
+    assert len(run_sweep(dataclasses.replace(asked, trials=5, experiment=harmless)).outcomes) == 5
+    run_sweep(dataclasses.replace(asked, sweeps=tmp_path / "elsewhere", trials=1), overwrite=True)
+    with pytest.raises(ConfigError, match="of another sweep"):
+        run_sweep(dataclasses.replace(asked, trials=5))
+
+
+def test_a_study_that_a_kill_left_before_it_had_an_owner_is_taken(asked):
+    SweepFolder(asked.folder).begin(asked)
+    optuna.create_study(study_name="s", storage=f"sqlite:///{asked.folder}/optuna.db")
+    Suggested(asked, _begun(asked))
+    assert study(asked).user_attrs["specialize_sweep"]["id"] == _begun(asked).id
+
+
+def _begun(asked: Sweep) -> SweepFolder:
+    folder = SweepFolder(asked.folder)
+    folder.begin(asked)
+    return folder
+
+
+def test_sigterm_while_the_storage_is_opened_is_no_error_of_the_storage(asked, monkeypatch):
+    def stopped(**_) -> None:
+        raise Preempted("asked to stop.")
+
+    monkeypatch.setattr(optuna, "create_study", stopped)
+    with pytest.raises(Preempted):
+        run_sweep(asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, "'submodel.kind' makes programs of its own"),
+        ({"axes": (AXES[0], "cohort.batch=2,4")}, "'cohort.batch' makes"),
+        ({"axes": (AXES[0], "stop.halving=0,2"), "halving": 0}, "'stop.halving' makes"),
+        ({"axes": AXES[:2], "trials": 9}, "trials=9 in batches of together=4"),
+        ({"axes": AXES[:2], "together": 1}, "together=1"),
+    ],
+)
+def test_halving_is_refused_where_a_trial_may_be_alone_in_its_program(asked, changes, named):
+    """It would be told as complete, and those that had company as pruned, however good."""
+    with pytest.raises(ConfigError, match="alone") as raised:
+        run_sweep(dataclasses.replace(asked, **{"select": "speaker", "halving": 2} | changes))
+    assert named in str(raised.value)
+    assert not asked.folder.exists()
 
 
 def test_the_next_batch_is_planned_and_kept(asked, capsys, monkeypatch, tmp_path):
