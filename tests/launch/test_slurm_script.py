@@ -104,7 +104,7 @@ def test_the_script_can_be_kept(experiment, capsys):
 
 
 def test_without_an_experiment_or_slurm_it_says_what_to_do(experiment, monkeypatch):
-    with pytest.raises(ConfigError, match="Name the experiment's file"):
+    with pytest.raises(ConfigError, match="Name the experiment file"):
         slurm(["--nodes", "2"])
     with pytest.raises(ConfigError, match=r"no experiment file 'other\.py'"):
         slurm(["other.py"])
