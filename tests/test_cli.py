@@ -339,7 +339,7 @@ def test_every_command_explains_every_flag(capsys, folder):
     assert get_args(KindName) == tuple(KINDS)
     kinds = [["train", str(folder / "people.py"), "--submodel.kind", kind] for kind in KINDS]
     keys = [["keys", name] for name in ("add", "list", "revoke")]
-    launchers = [["launch", name] for name in ("local", "gke", "sky")]
+    launchers = [["launch", name] for name in ("local", "slurm", "gke", "sky")]
     vms = [["launch", "tpu-vm", name] for name in tpu_vm.COMMANDS]
     others = [[name] for name in COMMANDS if name not in ("keys", "launch")]
     for words in (*kinds, *keys, *launchers, *vms, *others):
