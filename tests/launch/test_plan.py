@@ -11,9 +11,9 @@ import pytest
 
 from launch.accelerators import find
 from launch.plan import RunPlan, plan_run
-from launch.plan_costs import Cost, Costs, Roofline, count_costs
-from launch.plan_counts import Copies, ScaledProgram, count, ends_by_steps
-from launch.plan_where import Question, share_of_peak
+from launch.plan.costs import Cost, Costs, Roofline, count_costs
+from launch.plan.counts import Copies, ScaledProgram, count, ends_by_steps
+from launch.plan.where import Question, share_of_peak
 from specialize.base import save_base
 from specialize.cli import main
 from specialize.corpus import CorpusConfig, Size

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.plan_costs import line
+from launch.plan.costs import line
 from specialize.base import Batch
 from specialize.corpus import Corpus, Cut, Shapes, Size, cohort_batches
 from specialize.submodel import Kind, StoredSubmodel, SubmodelStore

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from launch.plan import ProgramPlan, RunPlan, plan_run
-from launch.plan_where import DOUBT, HERE, Question
+from launch.plan.running import ProgramPlan, RunPlan, plan_run
+from launch.plan.where import DOUBT, HERE, Question
 from specialize.cli import KindName, experiment_of
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.accelerators import Accelerator
-from launch.plan_costs import Costs, Pace, Roofline, count_costs, step_cost
-from launch.plan_counts import Counts
-from launch.plan_measures import measure
+from launch.plan.costs import Costs, Pace, Roofline, count_costs, step_cost
+from launch.plan.counts import Counts
+from launch.plan.measures import measure
 from specialize.corpus import Size
 from specialize.errors import ConfigError
 from specialize.train import Plan

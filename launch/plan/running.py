@@ -1,12 +1,12 @@
 """What a run would take, here or on accelerators that are not here: memory, slots, hours and storage.
 
-What is counted (`plan_counts.py`). The jobs are dealt to the S slots by the scheduler that trains them, so that steps,
+What is counted (`counts.py`). The jobs are dealt to the S slots by the scheduler that trains them, so that steps,
 parts of each size, looks, starts and refills are those of the run, where jobs make the steps that are said. Of more
 than a thousand jobs a sample is counted and stands for all. `--speakers` has the speakers of the corpus several times.
 
 What is measured, on this machine: operations and bytes of each compiled program and the memory that the compiler plans
-for it (`plan_costs.py`); the bytes, files and seconds of one Submodel that is written; the seconds of an utterance that
-is read; and, for a run here, the seconds of each program (`plan_measures.py`).
+for it (`costs.py`); the bytes, files and seconds of one Submodel that is written; the seconds of an utterance that
+is read; and, for a run here, the seconds of each program (`measures.py`).
 
 The model. A run takes
 
@@ -43,10 +43,10 @@ from typing import Any, Literal
 import jax
 
 from launch.accelerators import Accelerator, find
-from launch.plan_costs import Pace
-from launch.plan_counts import Copies, Counts, ScaledProgram, count, ends_by_steps, ends_like
-from launch.plan_measures import Stored, measure_store, seconds_of_reading
-from launch.plan_where import HERE, Question, elsewhere, here
+from launch.plan.costs import Pace
+from launch.plan.counts import Copies, Counts, ScaledProgram, count, ends_by_steps, ends_like
+from launch.plan.measures import Stored, measure_store, seconds_of_reading
+from launch.plan.where import HERE, Question, elsewhere, here
 from specialize.corpus import Size
 from specialize.submodel import size as parameters_of
 from specialize.train import Experiment, Plan, Run, plan
