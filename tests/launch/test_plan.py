@@ -1,11 +1,15 @@
 """What `specialize plan` says of a run, against the run."""
 
 import dataclasses
+import functools
+import importlib
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from launch.accelerators import FAMILIES, find
 from launch.plan import RunPlan, plan_run, where
 from launch.plan.command import describe
 from launch.plan.compiling import Compiling
-from launch.plan.costs import Cost, Costs, Roofline, count_costs
+from launch.plan.costs import Cost, Costs, Roofline
 from launch.plan.counts import Copies, ScaledProgram, count, ends_by_steps, ends_like, run_like
 from launch.plan.where import Question, share_of_peak
 from specialize.base import load_base, save_base
@@ -25,7 +29,7 @@ from specialize.corpus import CorpusConfig, Size
 from specialize.errors import ConfigError
 from specialize.submodel import ResidualAdapter, find_sites
 from specialize.submodel.bank import SPEAKER
-from specialize.train import Cohort, CohortConfig, Experiment, HyperParameters, Plan, Stopping, plan, train
+from specialize.train import Cohort, CohortConfig, Experiment, HyperParameters, Plan, Stopping, plan, planning, train
 from specialize.train.estimate import Layout, Memory, Workload, lowered, needed_memory, traced
 from specialize.train.recorder import read_jobs
 from specialize.train.trainee import Plain
@@ -53,6 +57,12 @@ def experiment(tmp_path_factory) -> Experiment:
     )
 
 
+@pytest.fixture(scope="module")
+def fresh(experiment) -> Plan:
+    """The experiment, checked and not begun."""
+    return plan(experiment)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def counted_once():
     """The programs of all accelerators here are the same, so they are compiled once."""
@@ -65,8 +75,12 @@ def counted_once():
             known[about] = counting(planned, program, shapes, work, platform)
         return known[about]
 
+    sites = functools.cache(
+        lambda spec: find_sites(spec, tiny_conformer_ctc().architecture, tiny_conformer_ctc().params)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(where, "count_costs", once)
+        patch.setattr(planning, "find_sites", lambda spec, *_: sites(spec))
         yield
 
 
@@ -101,12 +115,8 @@ def trained(experiment) -> SimpleNamespace:
 
 def on_a_device() -> int:
     """Bytes of all arrays that lie on the first device now."""
-    return sum(
-        shard.data.nbytes
-        for array in jax.live_arrays()
-        for shard in array.addressable_shards
-        if shard.device == jax.devices()[0]
-    )
+    here = [array for array in jax.live_arrays() if jax.devices()[0] in array.sharding.device_set]
+    return sum(math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize for array in here)
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +173,11 @@ def test_a_run_here_is_measured_and_says_so(planned):
 
 
 @pytest.fixture(scope="module")
-def costs(experiment) -> tuple[Plan, Workload, Costs]:
-    fresh = plan(experiment)
+def costs(fresh) -> tuple[Plan, Workload, Costs]:
     (program,) = fresh.programs
     shapes = fresh.shapes(program, 8)
     work = Workload(2, 1, shapes[0].sizes[-1], dev=fresh.dev_samples(program, 8))
-    return fresh, work, count_costs(fresh, program, shapes, work, "tpu")
+    return fresh, work, where.count_costs(fresh, program, shapes, work, "tpu")
 
 
 def test_costs_and_memory_of_many_slots_are_a_line_through_those_of_few(costs):
@@ -210,8 +219,7 @@ def test_the_roofline_is_what_takes_longer():
     assert roofline(1e9, 5.0).refill == pytest.approx(7 * 5 / 5.0)
 
 
-def test_a_sample_stands_for_a_long_queue(experiment, monkeypatch):
-    fresh = plan(experiment)
+def test_a_sample_stands_for_a_long_queue(experiment, fresh, monkeypatch):
     (program,) = fresh.programs
     jobs = type(program.jobs)(Copies(program.jobs.speakers, 190), program.jobs.points, 8)
     scaled = ScaledProgram(program.spec, jobs, program.jobs.speakers)
@@ -231,9 +239,9 @@ def test_a_sample_stands_for_a_long_queue(experiment, monkeypatch):
     assert sum(sampled.starts.values()) == pytest.approx(sum(whole.starts.values()), rel=0.1)
 
 
-@pytest.mark.parametrize("wanted", [7, 19, 20, 57, 1_000_000])
-def test_copies_are_as_many_as_were_asked_for_and_in_the_order_of_the_queue(experiment, wanted):
-    originals = plan(experiment).programs[0].jobs.speakers
+@pytest.mark.parametrize("wanted", [7, 12, 13, 57, 1_000_000])
+def test_copies_are_as_many_as_were_asked_for_and_in_the_order_of_the_queue(fresh, wanted):
+    originals = fresh.programs[0].jobs.speakers
     copies = Copies(originals, wanted)
     assert len(copies) == wanted
     seen = [copies[i] for i in range(0, wanted, max(1, wanted // 200))]
@@ -244,8 +252,8 @@ def test_copies_are_as_many_as_were_asked_for_and_in_the_order_of_the_queue(expe
         assert list(copies) == list(originals)
 
 
-def test_steps_on_average_are_met_by_jobs_that_end_at_looks(experiment):
-    jobs, stop = plan(experiment).programs[0].jobs[:], Stopping(max_steps=30, every=12)
+def test_steps_on_average_are_met_by_jobs_that_end_at_looks(fresh):
+    jobs, stop = fresh.programs[0].jobs[:], Stopping(max_steps=30, every=12)
     for steps in (12, 15, 18, 26.5, 30):
         ends = ends_by_steps([*jobs] * 20, stop, steps)
         assert set(ends) <= {12, 24, 30}
@@ -272,7 +280,6 @@ def test_a_pod_is_modelled_and_says_so(modelled):
     assert program.written == 1_000_000
     # Sixty-four machines write, each what it has trained.
     assert program.seconds.storing == pytest.approx(1_000_000 * program.stored.seconds / 64)
-    assert program.seconds.bound != "storing"
     assert modelled.chip_hours == pytest.approx(256 * modelled.seconds / 3600)
 
 
@@ -293,13 +300,12 @@ def step(experiment) -> dict:
     }
 
 
-def test_a_measured_step_takes_the_place_of_the_assumption(experiment, step, tmp_path, monkeypatch):
-    fresh, (row,) = plan(experiment), step["rows"]
-    file, people = tmp_path / "step.json", Path("people.py")
+def test_a_measured_step_takes_the_place_of_the_assumption(experiment, fresh, step, tmp_path, monkeypatch):
+    (row,), file, people = step["rows"], tmp_path / "step.json", Path("people.py")
     whole = where.step_cost(fresh, fresh.programs[0], 2, 1, Size(8_000, 8), 1)
     monkeypatch.setattr(where, "step_cost", lambda *arguments: whole * arguments[-1])
 
-    def share(there: str = "v5e-256", **changes: object) -> float:
+    def share(there: str = "v5e-256", **changes: Any) -> float:
         file.write_text(json.dumps(step | changes))
         return share_of_peak(file, fresh, fresh.programs[0], find(there), people)
 
@@ -316,7 +322,7 @@ def test_a_measured_step_takes_the_place_of_the_assumption(experiment, step, tmp
         ({"spec": "LoRA()"}, "measured the spec"),
         ({"context": "full"}, "measured the context full, but the experiment has needed"),
         ({"random": True}, "dropout or SpecAugment True"),
-        ({"platform": "cpu", "device_kind": "cpu"}, f"on cpu 'cpu', but a TPU v5e is tpu 'TPU v5 lite.*{command}"),
+        ({"platform": "cpu", "device_kind": "cpu"}, f"on cpu 'cpu', but a TPU v5e is .*TPU v5 lite.*{command}"),
         ({"device_kind": "TPU v4"}, "on tpu 'TPU v4', but a TPU v5e"),
         ({"rows": [row | {"step_seconds_per_submodel": 1e-12}]}, "times the peak of a TPU v5e"),
         ({"rows": [{"slots": 4}]}, r"does not say batch, .*older version"),
@@ -372,20 +378,21 @@ def test_the_operations_of_a_loop_are_those_of_its_rounds():
         flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ x, x), x)
 
 
-def test_the_operations_of_a_transducer_grow_with_its_frames_and_labels():
+def test_the_operations_of_a_transducer_are_those_of_its_whole_lattice(monkeypatch):
+    """Also where it computes a frame at a time, in a loop."""
+    monkeypatch.setattr(importlib.import_module("specialize.base.conformer"), "_LOGITS", 1)
     base = tiny_conformer_transducer()
-    spec = ResidualAdapter(where=("encoder/layers_*",), bottleneck=2)
-    sites = find_sites(spec, base.architecture, base.params)
     mesh = jax.sharding.Mesh(jax.devices()[:1], (SPEAKER,))
-    cohort = Cohort(base.architecture, Plain(spec, sites), mesh, 1, random=False)
+    spec = ResidualAdapter(where=("encoder/layers_*",), bottleneck=2)
+    trainee = Plain(spec, find_sites(spec, base.architecture, base.params))
+    cohort = Cohort(base.architecture, trainee, mesh, 1, random=False)
 
-    def of(samples: int, labels: int) -> float:
-        return Cost.of(traced(cohort, base.params, Workload(1, 1, Size(samples, labels)))).flops
+    def of(labels: int) -> float:
+        return Cost.of(traced(cohort, base.params, Workload(1, 1, Size(32_000, labels)))).flops
 
-    # A corner of a lattice has some 2 * width * vocabulary operations, and twice that for each of two gradients.
-    corners = (64_000 - 16_000) / 640 * 30
-    joint = 2 * 16 * 28 * 3
-    assert of(64_000, 40) - of(16_000, 40) - (of(64_000, 10) - of(16_000, 10)) > 0.9 * corners * joint
+    # Of a corner of the lattice, forward and backward.
+    frames, joint = 32_000 / 640, 2 * 16 * 28 * 2
+    assert of(40) - of(10) > 30 * frames * joint
 
 
 def test_of_a_grid_all_that_is_written_counts(experiment, tmp_path):
@@ -401,16 +408,15 @@ def test_of_a_grid_all_that_is_written_counts(experiment, tmp_path):
     assert pooled.programs[0].written == 3_000_000
     assert pooled.peak_bytes == 4 * pooled.stored_bytes
     assert pooled.peak_files == 4 * pooled.stored_files
-    said = "\n".join(describe(pooled, Question(speakers=1_000_000, accelerator="v5e-256")))
-    assert "at its peak" in said
-    assert "at its peak" not in "\n".join(describe(own, Question(accelerator="v5e-256")))
+    for planned, peak in ((own, False), (pooled, True)):
+        said = describe(planned, Question(speakers=1_000_000, accelerator="v5e-256"))
+        assert any("at its peak" in line for line in said) == peak
 
 
-def test_a_run_that_jobs_are_to_end_like_has_ended_and_is_of_the_same(experiment, trained, tmp_path):
+def test_a_run_that_jobs_are_to_end_like_has_ended_and_is_of_the_same(experiment, fresh, trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained.run.folder, folder)
-    planned = plan(experiment)
-    (program,) = planned.programs
+    planned, (program,) = fresh, fresh.programs
     jobs, known = program.jobs[:], {job["speaker"]: job["steps"] for job in read_jobs(trained.run)}
     ends = ends_like(jobs, run_like(folder, planned), program)
     assert ends == [known[job.speaker.id] for job in jobs]
