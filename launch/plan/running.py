@@ -39,7 +39,7 @@ dev sets + what the compiler plans for s slots, a line through what it plans for
 may be used.
 
 What is not in it: that compilers of other devices fuse and pad otherwise than that of this machine; the time to start
-machines, to load the base and to write states (their size is told); and trouble.
+machines, to load the base, to write states (their size is told) and to copy what is chosen of a grid; and trouble.
 """
 
 import dataclasses

@@ -210,14 +210,14 @@ def share_of_peak(path: Path, planned: Plan, program: Program, there: Accelerato
     Raises:
         ConfigError: the file is none of a step, or that step is of another device, base, spec or context.
     """
-    remedy = f"Measure a step of the same, on a {there.chip.name}: {_MEASURE.format(file, path)}"
+    remedy = f"Measure a step of the same on such a chip, {there.chip.name}: {_MEASURE.format(file, path)}"
     row, about = _read_step(path, remedy)
-    kinds = there.chip.kinds
-    if about["platform"] != there.kind or about["device_kind"] not in kinds:
+    theirs, ours = (about["platform"], about["device_kind"]), [(there.kind, kind) for kind in there.chip.kinds]
+    if theirs not in ours:
+        of_this = " or ".join(f"{platform} '{kind}'" for platform, kind in ours)
         raise ConfigError(
-            f"'{path}' was measured on {about['platform']} '{about['device_kind']}', but a {there.chip.name} is "
-            f"{there.kind} '{' or '.join(kinds)}'. Name the --accelerator that was measured, or run on this one: "
-            f"{_MEASURE.format(file, path)}"
+            f"'{path}' was measured on {theirs[0]} '{theirs[1]}', but {there.name} is of {of_this}. Name the "
+            f"--accelerator that was measured, or measure on such a chip: {_MEASURE.format(file, path)}"
         )
     experiment = planned.experiment
     random = planned.cohort(program, Layout(planned.mesh.devices.size, 0)).random
