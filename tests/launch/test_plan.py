@@ -170,6 +170,10 @@ def test_a_run_here_is_measured_and_says_so(planned):
     taken = program.seconds
     assert min(taken.steps, taken.looks, taken.starts, taken.refills, taken.storing, taken.feeding) > 0
     assert taken.total >= taken.compiling + taken.devices
+    said = "\n".join(describe(planned, Question()))
+    assert "MODELLED" not in said
+    assert f"--cohort.slots {program.counts.slots}" in said
+    assert "dev sets" in said
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +321,7 @@ def test_a_measured_step_takes_the_place_of_the_assumption(experiment, fresh, st
     v7x = share("v7x-8", device_kind="TPU7x")
     assert v7x == pytest.approx(share() * 197 / (2307 / 2))
     command = "python experiments/benchmarks/step.py --experiment people.py --json"
-    for changes, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"fingerprint": "other"}, f"measured the base other.*{command}"),
         ({"spec": "LoRA()"}, "measured the spec"),
         ({"context": "full"}, "measured the context full, but the experiment has needed"),
@@ -327,7 +331,8 @@ def test_a_measured_step_takes_the_place_of_the_assumption(experiment, fresh, st
         ({"rows": [row | {"step_seconds_per_submodel": 1e-12}]}, "times the peak of a TPU v5e"),
         ({"rows": [{"slots": 4}]}, r"does not say batch, .*older version"),
         ({"rows": []}, f"is not what.*{command}"),
-    ):
+    ]
+    for changes, message in wrong:
         with pytest.raises(ConfigError, match=message):
             share(**changes)
     expected = share()
