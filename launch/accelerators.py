@@ -16,7 +16,8 @@ Sources: TPU figures, topologies and machine types are those of Google Cloud's p
 Of tori, whole cubes of 4x4x4 are offered, a part of what GKE takes. Labels and machine types of GPUs are from Google
 Cloud's "GPU machine types". Peak figures of GPUs are those of NVIDIA's data sheets, dense (without sparsity) and of the
 SXM form where there are several; of the B200, half of what the HGX data sheet gives with sparsity, and the 180 GB that
-Google Cloud offers. Their GB are counted as 10^9 bytes, which are there in any case.
+Google Cloud offers; those of TF32 likewise. Their GB are counted as 10^9 bytes, which are there in any case. What JAX
+calls devices is in JAX itself for TPUs (`jax/_src/mesh_utils.py`), and for GPUs the name that the driver gives them.
 """
 
 import math
@@ -43,8 +44,28 @@ class Chip:
     """Peak dense bfloat16 operations a second."""
     bandwidth: float
     """Peak bytes a second between memory and chip."""
+    kinds: tuple[str, ...]
+    """What JAX calls its devices (`device_kind`)."""
+    float32_flops: float | None = None
+    """Peak dense operations a second of products of float32 matrices, as JAX makes them by default: TF32 on GPUs. None
+    where they are as fast as bfloat16: a TPU multiplies them as such."""
     devices: int = 1
     """Devices that JAX shows of it: two of a TPU7x, which share its figures between them."""
+
+    @property
+    def training_flops(self) -> float:
+        """Peak operations a second of each device in training, which has float32 matrices."""
+        return (self.float32_flops or self.bf16_flops) / self.devices
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of each device."""
+        return self.hbm_bytes // self.devices
+
+    @property
+    def device_bandwidth(self) -> float:
+        """Peak bytes a second of each device."""
+        return self.bandwidth / self.devices
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,11 @@ class Accelerator:
     def chip(self) -> Chip:
         """One of its chips."""
         return self.family.chip
+
+    @property
+    def devices(self) -> int:
+        """What JAX shows of them, in all."""
+        return self.chips * self.chip.devices
 
     @property
     def hosts(self) -> int:
@@ -264,7 +290,7 @@ _CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 FAMILIES: tuple[Family, ...] = (
     Family(
         "v4",
-        Chip("TPU v4", 32 * GIB, 275 * TERA, 1.2 * TERA),
+        Chip("TPU v4", 32 * GIB, 275 * TERA, 1.2 * TERA, ("TPU v4",)),
         "tpu-v4-podslice",
         _cubes("ct4p-hightpu-4t", *_CUBES, "4x4x12", "4x4x16", "4x8x12", "8x8x12", "8x12x16", "12x16x16"),
         cores=2,
@@ -274,7 +300,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "v5e",
-        Chip("TPU v5e", 16 * GIB, 197 * TERA, 0.819 * TERA),
+        Chip("TPU v5e", 16 * GIB, 197 * TERA, 0.819 * TERA, ("TPU v5 lite", "TPU v5e")),
         "tpu-v5-lite-podslice",
         _flat("ct5lp-hightpu"),
         aliases=("v5litepod", "v5lite"),
@@ -285,7 +311,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "v5p",
-        Chip("TPU v5p", 95 * GIB, 459 * TERA, 2.765 * TERA),
+        Chip("TPU v5p", 95 * GIB, 459 * TERA, 2.765 * TERA, ("TPU v5", "TPU v5p")),
         "tpu-v5p-slice",
         _cubes(
             "ct5p-hightpu-4t",
@@ -299,7 +325,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "v6e",
-        Chip("TPU v6e (Trillium)", 32 * GIB, 918 * TERA, 1.64 * TERA),
+        Chip("TPU v6e (Trillium)", 32 * GIB, 918 * TERA, 1.64 * TERA, ("TPU v6 lite", "TPU v6e")),
         "tpu-v6e-slice",
         _flat("ct6e-standard"),
         aliases=("trillium",),
@@ -309,7 +335,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "v7x",
-        Chip("TPU7x (Ironwood)", 192 * GIB, 2307 * TERA, 7.38 * TERA, devices=2),
+        Chip("TPU7x (Ironwood)", 192 * GIB, 2307 * TERA, 7.38 * TERA, ("TPU7x",), devices=2),
         "tpu7x",
         _cubes(
             "tpu7x-standard-4t",
@@ -321,7 +347,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "l4",
-        Chip("NVIDIA L4", 24 * GB, 121 * TERA, 0.3 * TERA),
+        Chip("NVIDIA L4", 24 * GB, 121 * TERA, 0.3 * TERA, ("NVIDIA L4",), 60 * TERA),
         "nvidia-l4",
         _gpu("1:g2-standard-12", "2:g2-standard-24", "4:g2-standard-48", "8:g2-standard-96"),
         xpk="l4",
@@ -329,7 +355,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "a100-40gb",
-        Chip("NVIDIA A100 40 GB", 40 * GB, 312 * TERA, 1.555 * TERA),
+        Chip("NVIDIA A100 40 GB", 40 * GB, 312 * TERA, 1.555 * TERA, ("NVIDIA A100-SXM4-40GB",), 156 * TERA),
         "nvidia-tesla-a100",
         _gpu("1:a2-highgpu-1g", "2:a2-highgpu-2g", "4:a2-highgpu-4g", "8:a2-highgpu-8g", "16:a2-megagpu-16g"),
         xpk="a100-40gb",
@@ -337,14 +363,14 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "a100-80gb",
-        Chip("NVIDIA A100 80 GB", 80 * GB, 312 * TERA, 2.039 * TERA),
+        Chip("NVIDIA A100 80 GB", 80 * GB, 312 * TERA, 2.039 * TERA, ("NVIDIA A100-SXM4-80GB",), 156 * TERA),
         "nvidia-a100-80gb",
         _gpu("1:a2-ultragpu-1g", "2:a2-ultragpu-2g", "4:a2-ultragpu-4g", "8:a2-ultragpu-8g"),
         sky="A100-80GB",
     ),
     Family(
         "h100",
-        Chip("NVIDIA H100 SXM", 80 * GB, 989 * TERA, 3.35 * TERA),
+        Chip("NVIDIA H100 SXM", 80 * GB, 989 * TERA, 3.35 * TERA, ("NVIDIA H100 80GB HBM3",), 494 * TERA),
         "nvidia-h100-80gb",
         _gpu("1:a3-highgpu-1g", "2:a3-highgpu-2g", "4:a3-highgpu-4g", "8:a3-highgpu-8g"),
         aliases=("h100-80gb",),
@@ -354,7 +380,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "h100-mega",
-        Chip("NVIDIA H100 SXM", 80 * GB, 989 * TERA, 3.35 * TERA),
+        Chip("NVIDIA H100 SXM", 80 * GB, 989 * TERA, 3.35 * TERA, ("NVIDIA H100 80GB HBM3",), 494 * TERA),
         "nvidia-h100-mega-80gb",
         _gpu("8:a3-megagpu-8g"),
         aliases=("h100-mega-80gb",),
@@ -363,7 +389,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "h200",
-        Chip("NVIDIA H200 SXM", 141 * GB, 989 * TERA, 4.8 * TERA),
+        Chip("NVIDIA H200 SXM", 141 * GB, 989 * TERA, 4.8 * TERA, ("NVIDIA H200",), 494 * TERA),
         "nvidia-h200-141gb",
         _gpu("8:a3-ultragpu-8g"),
         aliases=("h200-141gb",),
@@ -372,7 +398,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "b200",
-        Chip("NVIDIA B200 SXM", 180 * GB, 2250 * TERA, 8 * TERA),
+        Chip("NVIDIA B200 SXM", 180 * GB, 2250 * TERA, 8 * TERA, ("NVIDIA B200",), 1125 * TERA),
         "nvidia-b200",
         _gpu("8:a4-highgpu-8g"),
         xpk="b200",

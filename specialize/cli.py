@@ -560,7 +560,7 @@ def export(words: list[str]) -> None:
 
 def plan(words: list[str]) -> None:
     """Say what a run would take, here or on accelerators elsewhere: `specialize plan FILE --accelerator v5e-256`."""
-    from launch.plan_command import plan as run
+    from launch.plan.command import plan as run
 
     run(words)
 

@@ -245,7 +245,9 @@ def describe_plan(planned: Plan, turns: int = 1) -> Iterator[str]:
             yield f"    dispatch     {work.together} steps in one call of the devices"
         if work.resident:
             yield f"    audio        {gigabytes(work.resident)} of it, which each device keeps"
-        yield f"    memory       {gigabytes(layout.needed or 0)} of each device"
+        dev = 4 * work.dev * layout.slots // devices.size
+        heard = f"{gigabytes(dev)} of it audio of dev sets"
+        yield f"    memory       {gigabytes(layout.needed or 0)} of each device, {heard}"
         if memory is not None:
             local = layout.slots // devices.size
             yield f"    fits         {planned.fitting(program, local) * devices.size} slots"

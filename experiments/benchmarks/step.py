@@ -1,6 +1,7 @@
 """One training step of a cohort at several numbers of slots, next to the frozen-base floor.
 
     python experiments/benchmarks/step.py --base bases/whisper-tiny.en --slots 1 8 16 32 --json step.json
+    python experiments/benchmarks/step.py --experiment experiments/quickstart.py --json step.json
 
 The floor is what no method that trains something at the same place can avoid: forward pass and gradient of the
 activations of the same S x B utterances, down to the first module that the spec adapts, with no Submodel, no optimizer
@@ -8,7 +9,8 @@ and no gradient of any parameter. Step and floor are computed in the same chunks
 --chunk says otherwise. They take turns, and the median of each is reported.
 
 Without --submodel.where, residual adapters go after every layer of the encoder, and of the decoder where the base has
-one.
+one. With --experiment, base, Submodel, context, batch, rows and dropout are those of a file: `specialize plan` takes
+such a step (--measured).
 """
 
 import itertools
@@ -29,12 +31,14 @@ import tyro
 from fitting import EVERY_LAYER, fitted
 
 from specialize.base import Base, Batch, load_base
+from specialize.cli import load_experiment
 from specialize.corpus import Size
+from specialize.errors import ConfigError
 from specialize.submodel import AnyKind, find_sites
 from specialize.submodel.bank import speaker_mesh
-from specialize.train import Cohort, HyperParameters, Job
+from specialize.train import Cohort, Experiment, HyperParameters, Job
 from specialize.train.estimate import Workload, choose_layout
-from specialize.train.jobs import stack_hyper
+from specialize.train.jobs import parse_grid, stack_hyper
 from specialize.train.trainee import Plain
 
 
@@ -42,6 +46,8 @@ from specialize.train.trainee import Plain
 class Benchmark:
     """Seconds of a cohort step for each Submodel, and their ratio to the floor."""
 
+    experiment: Path | None = None
+    """Experiment file: what its jobs train, on its base, in its batches, whatever other flags say of these."""
     base: Path = Path("bases/whisper-tiny.en")
     """Base folder."""
     slots: tuple[int, ...] = (1, 8, 16, 32)
@@ -68,7 +74,10 @@ class Benchmark:
 
 def main(options: Benchmark) -> None:
     """Times each number of slots and prints a line for each."""
-    base = load_base(options.base)
+    context = "needed"
+    if options.experiment is not None:
+        options, context = _as_in(options, load_experiment(options.experiment))
+    base = load_base(options.base).with_context(context)
     options = replace(options, submodel=fitted(options.submodel, base))
     device = jax.devices()[0]
     print(
@@ -97,6 +106,10 @@ def main(options: Benchmark) -> None:
         about = {
             "device": f"{jax.device_count()} x {device.platform} {device.device_kind}",
             "devices": jax.device_count(),
+            "platform": device.platform,
+            "device_kind": device.device_kind,
+            "context": context,
+            "random": options.random,
             "fingerprint": base.fingerprint,
             "seconds": options.seconds,
             "labels": options.labels,
@@ -105,6 +118,29 @@ def main(options: Benchmark) -> None:
         }
         about |= {"rows": rows, "ratio_to_floor": rows[-1]["ratio_to_floor"]}
         options.json.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _as_in(options: Benchmark, experiment: Experiment) -> tuple[Benchmark, Literal["needed", "full"]]:
+    """The options of an experiment's jobs, and the context that they hear.
+
+    Raises:
+        ConfigError: its jobs are points of a space.
+    """
+    if experiment.space is not None:
+        raise ConfigError(
+            f"'{options.experiment}' trains points of a space, whose steps are not measured here. Give an experiment "
+            "without a space."
+        )
+    points = [hyper for _, hyper in parse_grid(experiment.grid, experiment.hyper, experiment.submodel)]
+    as_there = replace(
+        options,
+        base=experiment.base,
+        submodel=experiment.submodel,
+        batch=(experiment.cohort.batch,),
+        rows=experiment.cohort.rows,
+        random=any(point.dropout > 0 or point.spec_augment > 0 for point in points),
+    )
+    return as_there, experiment.context
 
 
 def _time(options: Benchmark, base: Base, slots: int, batch: int) -> tuple[float, float, int]:

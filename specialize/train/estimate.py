@@ -51,6 +51,8 @@ class Workload:
     """Steps of a full dispatch."""
     resident: int = 0
     """Bytes of audio that each device keeps."""
+    dev: int = 0
+    """Samples of the dev batches of a slot, which lie on its device from one look to the next."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ class Memory:
     """Batches of the dispatches under way."""
     resident: int
     """Audio that lives on the device."""
+    dev: int
+    """Audio of the dev batches of all slots, which is there from one look to the next."""
     working: int
     """What the compiler plans for activations, of all parts that are computed at a time."""
 
     @property
     def total(self) -> int:
         """Their sum."""
-        return self.base + self.slots + self.audio + self.resident + self.working
+        return self.base + self.slots + self.audio + self.resident + self.dev + self.working
 
 
 def choose_layout(make: Callable[[int, int], Cohort], params: Any, work: Workload, slots: int, chunk: Any) -> Layout:
@@ -197,7 +201,12 @@ def needed_bytes(cohort: Cohort, params: Any, work: Workload) -> int:
 
 
 def lowered(cohort: Cohort, params: Any, work: Workload) -> Any:
-    """The gradient of a part, or the steps of a dispatch of several, lowered for the size of `work`. Makes no array."""
+    """What `traced` gives, lowered."""
+    return traced(cohort, params, work).lower()
+
+
+def traced(cohort: Cohort, params: Any, work: Workload) -> Any:
+    """The gradient of a part, or the steps of a dispatch of several, traced for the size of `work`. Makes no array."""
 
     def abstract(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), tree)
@@ -210,10 +219,10 @@ def lowered(cohort: Cohort, params: Any, work: Workload) -> Any:
     hyper = abstract(stack_hyper([None] * cohort.slots), sharding)
     if work.together == 1:
         part = jax.ShapeDtypeStruct((), np.uint32, sharding=cohort.replicated)
-        return cohort.gradient.lower(frozen, of_slots.trained, hyper, of_slots.step, part, batch)
+        return cohort.gradient.trace(frozen, of_slots.trained, hyper, of_slots.step, part, batch)
     active = jax.ShapeDtypeStruct((cohort.slots,), np.bool_, sharding=sharding)
     anchor = abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
-    return cohort.steps.lower(frozen, of_slots, hyper, active, anchor, batch)
+    return cohort.steps.trace(frozen, of_slots, hyper, active, anchor, batch)
 
 
 def abstract_batch(shape: tuple[int, ...], size: Size, sharding: Any) -> Batch:
@@ -230,7 +239,8 @@ def needed_memory(cohort: Cohort, params: Any, work: Workload, compiled: Any, pl
     """What a device needs in training.
 
     The cohort keeps what is trained, two moments and the best of each slot, a copy of these while a state is saved, a
-    gradient for each part, the batches of the dispatches under way, and audio that lives on the device.
+    gradient for each part, the batches of the dispatches under way, audio that lives on the device, and that of the dev
+    sets of the jobs in its slots.
 
     Args:
         cohort: whose program it is.
@@ -251,6 +261,7 @@ def needed_memory(cohort: Cohort, params: Any, work: Workload, compiled: Any, pl
         slots=trained * (8 + parts),
         audio=audio * parts * 3,
         resident=work.resident,
+        dev=4 * cohort.slots * work.dev // devices,
         working=at_once * int(compiled.memory_analysis().temp_size_in_bytes),
     )
 

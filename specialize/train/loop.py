@@ -161,13 +161,15 @@ class CohortTrainer:
                 jobs = [running.job if running else None for running in schedule.slots]
                 hyper = cohort.place(stack_hyper(jobs))
                 active = cohort.place(np.array([job is not None for job in jobs]))
+                places = [running.place if running else None for running in schedule.slots]
+                if dev_of != places:
+                    dev = None  # so that those of new jobs do not lie on the devices beside them
                 if filled:
                     state = cohort.reset(state, hyper, cohort.place(np.isin(np.arange(cohort.slots), filled)))
                     self._begin(filled, listener)
                     if listener.saves():
                         listener.save(state, self._progress(means))
-                places = [running.place if running else None for running in schedule.slots]
-                if dev is None or dev_of != places:
+                if dev is None:
                     # Of those in the slots and no others, as a run that goes on from here would make them.
                     dev, dev_of = pool.submit(self._dev_batches, jobs), places
 

@@ -17,6 +17,7 @@ from specialize.corpus import (
     Size,
     Utterance,
     computed_samples,
+    eval_rows,
     eval_shapes,
     need,
     open_corpus,
@@ -174,7 +175,15 @@ class Plan:
         """The largest part of a step, or dispatch of steps, and what is kept beside it."""
         largest = self.shapes(program, slots)[0].sizes[-1]
         cut = self.cut
-        return Workload(cut.batch, cut.rows, largest, cut.together, self.resident(program, largest.samples))
+        resident, dev = self.resident(program, largest.samples), self.dev_samples(program, slots)
+        return Workload(cut.batch, cut.rows, largest, cut.together, resident, dev)
+
+    def dev_samples(self, program: Program, slots: int) -> int:
+        """Samples of the dev batches of a slot, padded; at most, of the jobs that sizes are chosen by."""
+        jobs, _ = program.foreseen(slots)
+        of_dev, batch = self.shapes(program, slots)[1], self.cut.batch
+        rows = eval_rows([job.speaker.dev for job in jobs], batch)
+        return batch * sum(of_dev.fit(need(u for of_slot in of_batch for u in of_slot)).samples for of_batch in rows)
 
     def resident(self, program: Program, longest: int) -> int:
         """Bytes of audio that each device keeps, where a batch is padded to `longest` samples at most; 0 for none."""

@@ -1,24 +1,28 @@
 """What the programs of a run cost on any device: operations and bytes, by the compiler's own count, and memory.
 
 Operations and bytes are those of XLA's cost analysis of the programs that train, compiled on this machine for one slot
-and for two, whose difference is what a slot adds. They are counted without chunks and without a loop over steps, whose
-bodies the analysis counts once.
+and for two, whose difference is what a slot adds. They are counted without chunks and without a loop over steps.
+
+The analysis counts the body of a loop once, whatever its rounds (the joint network of a transducer, an LSTM, CTC). What
+the other rounds do is added, by the body alone as it is lowered.
 """
 
 import dataclasses
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from launch.plan.compiling import Compiling
 from specialize.corpus import Shapes, Size
+from specialize.errors import ConfigError
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, Plan
-from specialize.train.estimate import Layout, Memory, Workload, abstract_batch, lowered, needed_memory
+from specialize.train.estimate import Layout, Memory, Workload, abstract_batch, lowered, needed_memory, traced
 from specialize.train.jobs import stack_hyper
 from specialize.train.planning import Program
 from specialize.train.step import Frozen, Partial
@@ -40,11 +44,62 @@ class Cost:
         return Cost(self.flops * times, self.bytes * times)
 
     @classmethod
-    def of(cls, analysed: Any) -> "Cost":
-        """Of a lowered or compiled program, of one device."""
-        found = analysed.cost_analysis()
+    def of(cls, traced: Any, compiled: Any = None) -> "Cost":
+        """Of a traced program, of one device.
+
+        Args:
+            traced: the program.
+            compiled: the same, compiled, whose bytes are fewer, for it is fused; None takes all as they are lowered.
+
+        Raises:
+            ConfigError: it has a loop whose rounds are known only when it runs.
+        """
+        as_lowered = cls._analysed(traced.lower())
+        once = as_lowered if compiled is None else cls._analysed(compiled)
+        rounds = _other_rounds(traced.jaxpr)
+        return cls(once.flops + rounds.flops, once.bytes + rounds.bytes * once.bytes / as_lowered.bytes)
+
+    @classmethod
+    def _analysed(cls, program: Any) -> "Cost":
+        found = program.cost_analysis()
         return cls(float(found["flops"]), float(found["bytes accessed"]))
 
+
+def _other_rounds(program: Any) -> Cost:
+    """What the loops of a program (a closed jaxpr) do in all rounds but the first, loops inside of them too."""
+    total = Cost(0.0, 0.0)
+    for equation in program.eqns:
+        inner = [found for value in equation.params.values() for found in _programs(value)]
+        if equation.primitive.name == "while":
+            raise ConfigError(
+                "The base has a loop whose rounds are known only when it runs, so its operations cannot be counted for "
+                "a device that is not here. Leave out --accelerator, on a machine that has such a device."
+            )
+        if equation.primitive.name != "scan":
+            for body in inner:
+                total += _other_rounds(body)
+            continue
+        (body,), rounds = inner, equation.params["length"]
+        arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals]
+        alone = Cost._analysed(jax.jit(jaxpr_as_fun(body)).lower(*arguments))
+        total += alone * max(rounds - 1, 0) + _other_rounds(body) * rounds
+    return total
+
+
+def _programs(value: Any) -> Iterator[Any]:
+    """The closed jaxprs in a parameter of an equation."""
+    if isinstance(value, ClosedJaxpr):
+        yield value
+    elif isinstance(value, Jaxpr):
+        yield ClosedJaxpr(value, ())
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _programs(one)
+
+
+_FORWARD = 0.5
+"""Of what slots share, the parameters of the base: a gradient reads them forward and again backward, a look only
+forward."""
 
 Curve = Mapping[int, Cost]
 """Cost by the samples that a batch is padded to; between them it is a line."""
@@ -69,7 +124,7 @@ class Costs:
     memory: tuple[int, Memory, Memory]
     """Slots of a device, what they need, and what twice as many need."""
     compiling: float
-    """Seconds that the gradient took to compile here; next to none where it had been compiled before."""
+    """Seconds that the gradient takes to compile here where no cache has it."""
 
     def memory_of(self, slots: int) -> Memory:
         """What so many slots of a device need: a line through what was compiled."""
@@ -108,7 +163,7 @@ class Pace(Protocol):
 
 @dataclass(frozen=True)
 class Roofline:
-    """A device that does so many operations and moves so many bytes a second, whichever takes longer.
+    """Programs on a device that does so many operations and moves so many bytes a second, whichever takes longer.
 
     After Williams et al. 2009, "Roofline" (CACM 52(4)).
     """
@@ -138,11 +193,11 @@ class Roofline:
 
     def look(self, size: Size) -> float:
         """Seconds."""
-        return self.seconds(self.costs.shared * 0.5 + at(self.costs.look, size.samples) * self.slots)
+        return self.seconds(self.costs.shared * _FORWARD + at(self.costs.look, size.samples) * self.slots)
 
     def alone(self, size: Size) -> float:
         """Seconds."""
-        return self.seconds(self.costs.shared * 0.5 + at(self.costs.alone, size.samples) * self.slots)
+        return self.seconds(self.costs.shared * _FORWARD + at(self.costs.alone, size.samples) * self.slots)
 
     @property
     def refill(self) -> float:
@@ -178,18 +233,19 @@ def count_costs(plan: Plan, program: Program, shapes: tuple[Shapes, Shapes], wor
     params, config = plan.base.params, plan.experiment.cohort
     one, two = (plan.cohort(program, Layout(slots, 0)) for slots in (1, 2))
     single = dataclasses.replace(work, together=1)
-    began = time.perf_counter()
-    of_one, of_two = (lowered(cohort, params, single).compile() for cohort in (one, two))
-    compiling = (time.perf_counter() - began) / 2
-    each = Cost.of(of_two) + Cost.of(of_one) * -1
-    shared = Cost.of(of_one) + each * -1
+    gradients = [traced(cohort, params, single) for cohort in (one, two)]
+    with Compiling() as compiling:
+        of_one, of_two = (gradient.lower().compile() for gradient in gradients)
+    whole, both = Cost.of(gradients[0], of_one), Cost.of(gradients[1], of_two)
+    each = both + whole * -1
+    shared = whole + each * -1
     part = {work.longest.samples: each}
     smallest = shapes[0].sizes[0]
+    sizes = (smallest, work.longest)
     if smallest.samples < work.longest.samples:
         # Bytes in proportion to operations: a compilation less.
-        flops = Cost.of(lowered(one, params, dataclasses.replace(single, longest=smallest))).flops
-        whole = Cost.of(lowered(one, params, single)).flops
-        part[smallest.samples] = each * ((flops / whole * Cost.of(of_one).flops - shared.flops) / each.flops)
+        short, long = (Cost.of(traced(one, params, dataclasses.replace(single, longest=of))).flops for of in sizes)
+        part[smallest.samples] = each * ((short / long * whole.flops - shared.flops) / each.flops)
     few = config.chunk if isinstance(config.chunk, int) and config.chunk else 1
     if few == 1 and work.together == 1:
         needed = [needed_memory(c, params, work, of, platform) for c, of in ((one, of_one), (two, of_two))]
@@ -200,7 +256,14 @@ def count_costs(plan: Plan, program: Program, shapes: tuple[Shapes, Shapes], wor
     intensity = each.bytes / each.flops
     look, alone = _forward_costs(one, params, work.batch, shapes[1], intensity)
     return Costs(
-        shared, part, _apply_cost(one, work), look, alone, _refill_cost(one), (few, needed[0], needed[1]), compiling
+        shared,
+        part,
+        _apply_cost(one, work),
+        look,
+        alone,
+        _refill_cost(one),
+        (few, needed[0], needed[1]),
+        compiling.seconds / 2,
     )
 
 
@@ -216,8 +279,8 @@ def _forward_costs(cohort: Cohort, params: Any, batch: int, shapes: Shapes, inte
     for size in {shapes.sizes[0], shapes.sizes[-1]}:
         heard = abstract_batch((1, batch), size, cohort.sharding)
         for curve, program in (
-            (look, cohort.evaluate.lower(frozen, trained, heard)),
-            (alone, cohort.evaluate_alone.lower(frozen, heard)),
+            (look, cohort.evaluate.trace(frozen, trained, heard)),
+            (alone, cohort.evaluate_alone.trace(frozen, heard)),
         ):
             flops = Cost.of(program).flops
             curve[size.samples] = Cost(flops, flops * intensity)
@@ -232,7 +295,8 @@ def _apply_cost(cohort: Cohort, work: Workload) -> Cost:
     partials = (Partial(state.trained, scalar, scalar),) * (work.batch // work.rows)
     active = jax.ShapeDtypeStruct((1,), np.bool_, sharding=cohort.sharding)
     anchor = _abstract(jax.eval_shape(cohort.anchor), cohort.replicated)
-    return Cost.of(cohort.apply.lower(state, hyper, active, anchor, partials).compile())
+    program = cohort.apply.trace(state, hyper, active, anchor, partials)
+    return Cost.of(program, program.lower().compile())
 
 
 def _refill_cost(cohort: Cohort) -> Cost:
@@ -240,7 +304,8 @@ def _refill_cost(cohort: Cohort) -> Cost:
     state = _abstract(jax.eval_shape(cohort.empty_state), cohort.sharding)
     hyper = _abstract(stack_hyper([None]), cohort.sharding)
     mask = jax.ShapeDtypeStruct((1,), np.bool_, sharding=cohort.sharding)
-    return Cost.of(cohort.reset.lower(state, hyper, mask).compile())
+    program = cohort.reset.trace(state, hyper, mask)
+    return Cost.of(program, program.lower().compile())
 
 
 def step_cost(plan: Plan, program: Program, batch: int, rows: int, size: Size, slots: int) -> Cost:
@@ -257,4 +322,4 @@ def step_cost(plan: Plan, program: Program, batch: int, rows: int, size: Size, s
     plan = dataclasses.replace(plan, mesh=speaker_mesh(jax.devices()[:1]))
     one = plan.cohort(program, Layout(1, 0))
     work = Workload(batch, rows, size)
-    return Cost.of(lowered(one, plan.base.params, work)) * (batch / rows * slots) + _apply_cost(one, work) * slots
+    return Cost.of(traced(one, plan.base.params, work)) * (batch / rows * slots) + _apply_cost(one, work) * slots

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from launch.plan import ProgramPlan, RunPlan, plan_run
-from launch.plan_where import DOUBT, HERE, Question
+from launch.plan.running import ProgramPlan, RunPlan, plan_run
+from launch.plan.where import DOUBT, HERE, Question
 from specialize.cli import KindName, experiment_of
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
@@ -53,7 +53,7 @@ def plan(words: list[str]) -> None:
             "measures on this machine, and trains nothing. Other flags are those of `specialize train`."
         ),
     )
-    planned = plan_run(command.experiment, command.question)
+    planned = plan_run(command.experiment, command.question, Path(file))
     for line in describe(planned, command.question):
         print(printable(line), flush=True)
     if command.json is not None:
@@ -70,8 +70,10 @@ def describe(planned: RunPlan, question: Question) -> Iterator[str]:
     there = planned.accelerator != HERE
     where = "this machine" if not there else f"{planned.accelerator}, on {_count(planned.machines, 'machine')}"
     yield f"{planned.name}: {planned.speakers:,} speakers on {where}; nothing of it run"
-    has = "does not say its memory" if planned.memory_of_chip is None else f"{_bytes(planned.memory_of_chip)} each"
-    yield f"  chips          {planned.chips:,} x {planned.chip}, {has}"
+    of_device = planned.memory_of_device
+    has = "which do not say their memory" if of_device is None else f"{_bytes(of_device)} each"
+    devices = "" if planned.devices == planned.chips else f", {planned.devices:,} devices"
+    yield f"  chips          {planned.chips:,} x {planned.chip}{devices}, {has}"
     yield f"  base           {planned.base}: {planned.base_parameters:,} parameters"
     if planned.speakers != planned.corpus_speakers:
         of = planned.corpus_speakers
@@ -93,6 +95,11 @@ def describe(planned: RunPlan, question: Question) -> Iterator[str]:
         f"    storage      {_bytes(planned.stored_bytes)} in some {planned.stored_files:,} files: a Submodel written "
         f"here has {_bytes(each.bytes)} in {each.files}"
     )
+    if planned.pooled:
+        yield (
+            f"    at its peak  {_bytes(planned.peak_bytes)} in some {planned.peak_files:,} files, while the Submodels "
+            "of all points lie beside those of the chosen one"
+        )
     yield (
         f"    audio        {_number(planned.corpus_hours)} h of the speakers; steps hear "
         f"{_number(planned.trained_hours)} h, some of it again and again"
@@ -104,13 +111,17 @@ def _program(planned: RunPlan, program: ProgramPlan) -> Iterator[str]:
     each = f"{program.parameters_each:,} each, {program.parameters_each / planned.base_parameters:.2%} of the base"
     learned = "" if program.trained_each == program.parameters_each else f"; {program.trained_each:,} are trained"
     yield f"    parameters   {each}{learned}"
-    local = counts.slots // planned.chips
+    local = counts.slots // planned.devices
     room = "" if program.fits is None else f"; {program.fits:,} fit"
-    yield f"    slots        {counts.slots:,}, {local:,} on each chip{room}"
-    batches = _bytes(memory.audio + memory.resident)
     yield (
-        f"    memory       {_bytes(memory.total)} of each chip: base {_bytes(memory.base)}, slots "
-        f"{_bytes(memory.slots)}, batches {batches}, activations {_bytes(memory.working)}"
+        f"    slots        {counts.slots:,}, {local:,} on each device{room}: `specialize train … --cohort.slots "
+        f"{counts.slots}`"
+    )
+    modelled = "" if planned.accelerator == HERE else "MODELLED by this machine's compiler, "
+    yield (
+        f"    memory       {modelled}{_bytes(memory.total)} of each device: base {_bytes(memory.base)}, slots "
+        f"{_bytes(memory.slots)}, batches {_bytes(memory.audio + memory.resident)}, dev sets {_bytes(memory.dev)}, "
+        f"activations {_bytes(memory.working)}"
     )
     made = "all were counted" if counts.exact else f"{counts.sampled:,} were counted and stand for all"
     yield f"    jobs         {counts.jobs:,}, of which {made}"
@@ -123,10 +134,13 @@ def _program(planned: RunPlan, program: ProgramPlan) -> Iterator[str]:
         f"{name} {getattr(seconds, name) / max(seconds.devices, 1e-9):.0%}"
         for name in ("steps", "looks", "starts", "refills")
     )
-    yield f"    devices      {_time(seconds.devices)}: {pays}; and {_time(seconds.compiling)} of compiling before"
     yield (
-        f"    beside       {_time(seconds.feeding)} of reading on each machine, {_time(seconds.storing)} of writing, "
-        "both as fast as here, while devices compute"
+        f"    devices      {_time(seconds.devices)}: {pays}; and {_time(seconds.compiling)} of compiling before "
+        "(less where a cache has them)"
+    )
+    yield (
+        f"    beside       {_time(seconds.feeding)} of reading on each machine, {_time(seconds.storing)} of writing "
+        f"{_number(program.written)} Submodels, both as fast as here, while devices compute"
     )
     if seconds.bound != "devices":
         alone = 3600 * counts.jobs / (seconds.devices + seconds.compiling)
@@ -136,7 +150,7 @@ def _program(planned: RunPlan, program: ProgramPlan) -> Iterator[str]:
 
 _WAITS = {
     "feeding": "reading (--cohort.resident on keeps audio on the chips)",
-    "storing": "writing (--writers says how many threads store)",
+    "storing": "writing (each process stores its own: more machines have more)",
 }
 
 
@@ -146,8 +160,9 @@ def _pace(planned: RunPlan, question: Question) -> str:
     shares = [program.share_of_peak for program in planned.programs if program.share_of_peak is not None]
     if planned.pace == "modelled":
         return (
-            f"MODELLED, not measured: {question.utilisation:.0%} of the peak is assumed (--utilisation); ranges are of "
-            f"{DOUBT:g} times that to 1/{DOUBT:g}. A step measured on such a chip (--measured) is better"
+            f"MODELLED, not measured: {question.assumed:.0%} of the peak is assumed (--utilisation); ranges are of "
+            f"{DOUBT:g} times that and the bandwidth to 1/{DOUBT:g}. A step measured on such a chip (--measured) is "
+            "better"
         )
     reached = ", ".join(f"{share:.1%}" for share in shares)
     return f"scaled from the step in '{question.measured}', which was measured and reaches {reached} of the peak"

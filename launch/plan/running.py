@@ -1,12 +1,12 @@
 """What a run would take, here or on accelerators that are not here: memory, slots, hours and storage.
 
-What is counted (`plan_counts.py`). The jobs are dealt to the S slots by the scheduler that trains them, so that steps,
+What is counted (`counts.py`). The jobs are dealt to the S slots by the scheduler that trains them, so that steps,
 parts of each size, looks, starts and refills are those of the run, where jobs make the steps that are said. Of more
 than a thousand jobs a sample is counted and stands for all. `--speakers` has the speakers of the corpus several times.
 
 What is measured, on this machine: operations and bytes of each compiled program and the memory that the compiler plans
-for it (`plan_costs.py`); the bytes, files and seconds of one Submodel that is written; the seconds of an utterance that
-is read; and, for a run here, the seconds of each program (`plan_measures.py`).
+for it (`costs.py`); the bytes, files and seconds of one Submodel that is written; the seconds of an utterance that
+is read; and, for a run here, the seconds of each program (`measures.py`).
 
 The model. A run takes
 
@@ -17,8 +17,8 @@ The model. A run takes
     starts   = sum over sizes n of  starts(n) * (alone(n) + look(n) where a job does not start as the base)
     refills  = (times that jobs come into slots + looks) * refill      (a masked copy of the state each)
     feeding  = utterances read * seconds of one / machines
-    storing  = Submodels * seconds of one / writers
-    compiling = programs * seconds of one
+    storing  = Submodels written * seconds of one / writers            (a writer in each process)
+    compiling = programs * seconds of one, where no cache has them
 
 where parts(n) is how often a part of all slots is computed that is padded to n samples, and part(n) its seconds:
 
@@ -26,27 +26,35 @@ where parts(n) is how often a part of all slots is computed that is padded to n 
 - on another device with a `--measured` step: operations of a part / R, where R is the operations of the measured step
   over its seconds. Everything that a step of that chip pays is in R;
 - on another device without one: the roofline max(operations / (u * peak), bytes / bandwidth). The share u of the peak
-  is an assumption (`--utilisation`); half and twice of it are told too.
+  is an assumption (`--utilisation`), and bytes are those that the compiler of this machine counts; half and twice of
+  both are told too. The peak is that of products of float32 matrices.
 
-`s` slots of a device need  base + s * (8 + parts of a step) * 4 * trained parameters + batches under way + what the
-compiler plans for s slots, a line through what it plans for few; nine tenths of a device's memory may be used.
+A device is what JAX calls one; a chip may have several, which share its peak, bandwidth and memory between them.
+
+Submodels written: of a grid, all jobs where one point is chosen for all, and they lie beside the chosen ones until the
+run ends; else those that are better than what their speaker has, of P points 1 + 1/2 + … + 1/P in a random order.
+
+`s` slots of a device need  base + s * (8 + parts of a step) * 4 * trained parameters + batches under way + those of the
+dev sets + what the compiler plans for s slots, a line through what it plans for few; nine tenths of a device's memory
+may be used.
 
 What is not in it: that compilers of other devices fuse and pad otherwise than that of this machine; the time to start
-machines, to load the base and to write states (their size is told); and trouble.
+machines, to load the base, to write states (their size is told) and to copy what is chosen of a grid; and trouble.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from launch.accelerators import Accelerator, find
-from launch.plan_costs import Pace
-from launch.plan_counts import Copies, Counts, ScaledProgram, count, ends_by_steps, ends_like
-from launch.plan_measures import Stored, measure_store, seconds_of_reading
-from launch.plan_where import HERE, Question, elsewhere, here
+from launch.plan.costs import Pace
+from launch.plan.counts import Copies, Counts, ScaledProgram, count, ends_by_steps, ends_like, run_like
+from launch.plan.measures import Stored, measure_store, seconds_of_reading
+from launch.plan.where import HERE, Question, elsewhere, here
 from specialize.corpus import Size
 from specialize.submodel import size as parameters_of
 from specialize.train import Experiment, Plan, Run, plan
@@ -109,6 +117,8 @@ class ProgramPlan:
     state_bytes: int
     """Of a saved state, of all devices together."""
     stored: Stored
+    written: float
+    """Submodels that are written, some over others."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +134,16 @@ class RunPlan:
     chip: str
     chips: int
     machines: int
-    memory_of_chip: int | None
+    devices: int
+    """What JAX shows of the chips."""
+    memory_of_device: int | None
     """Bytes; None where it does not say."""
     pace: Literal["measured here", "measured on such a chip", "modelled"]
     """Where the seconds of steps come from."""
     ends: str
     """What says how many steps jobs make."""
+    pooled: bool
+    """Whether one point of a grid is chosen for all speakers, so that all are kept until then."""
     programs: tuple[ProgramPlan, ...]
     corpus_hours: float
     """Of audio, to train on and of dev sets, of all speakers."""
@@ -166,6 +180,18 @@ class RunPlan:
         """Of the same."""
         return self.speakers * max(program.stored.files for program in self.programs)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Of Submodels, at the most while the run lasts."""
+        candidates = sum(program.written * program.stored.bytes for program in self.programs) if self.pooled else 0
+        return self.stored_bytes + round(candidates)
+
+    @property
+    def peak_files(self) -> int:
+        """Of the same."""
+        candidates = sum(program.written * program.stored.files for program in self.programs) if self.pooled else 0
+        return self.stored_files + round(candidates)
+
     def to_json(self) -> dict[str, Any]:
         """JSON data, with what is derived."""
         data = dataclasses.asdict(self)
@@ -176,22 +202,28 @@ class RunPlan:
             made["memory"]["total"] = program.memory.total
             made["seconds"]["total"] = program.seconds.total
         derived = ("seconds", "between", "jobs_per_hour", "chip_hours", "stored_bytes", "stored_files")
+        derived += ("peak_bytes", "peak_files")
         return data | {name: getattr(self, name) for name in derived}
 
 
-def plan_run(experiment: Experiment, question: Question) -> RunPlan:
+def plan_run(experiment: Experiment, question: Question, file: Path = Path("FILE.py")) -> RunPlan:
     """Plans a run. Compiles and measures here; trains nothing, and writes nothing that stays.
+
+    Args:
+        experiment: to plan.
+        question: what is asked of it.
+        file: that it is from, for messages.
 
     Raises:
         SpecializeError: the experiment cannot be run, or the question has no answer; what to change is in the message.
     """
     there = None if question.accelerator == HERE else find(question.accelerator)
     planned = plan(experiment)
-    like = None if question.like is None else Run(question.like)
+    like = None if question.like is None else run_like(question.like, planned)
     speakers = planned.programs[0].jobs.speakers
     count_of = question.speakers or len(speakers)
     planned = _scaled(planned, count_of)
-    answers = [_program(planned, program, question, there, like) for program in planned.programs]
+    answers = [_program(planned, program, question, there, like, file) for program in planned.programs]
     seconds = sum(u.samples for s in speakers for u in (*s.train, *s.dev)) / planned.corpus.sample_rate
     heard = sum(answer.counts.real_samples for answer in answers) / planned.corpus.sample_rate
     device = planned.mesh.devices.flat[0]
@@ -207,9 +239,11 @@ def plan_run(experiment: Experiment, question: Question) -> RunPlan:
         chip=device.device_kind if there is None else there.chip.name,
         chips=planned.mesh.devices.size if there is None else there.chips,
         machines=1 if there is None else there.hosts,
-        memory_of_chip=planned.memory if there is None else there.chip.hbm_bytes,
+        devices=planned.mesh.devices.size if there is None else there.devices,
+        memory_of_device=planned.memory if there is None else there.chip.device_bytes,
         pace=pace if question.measured is None else "measured on such a chip",
         ends=ends if like is None else f"those of '{like.folder}'",
+        pooled=experiment.select == "pooled" and bool(experiment.grid),
         programs=tuple(answers),
         corpus_hours=seconds / len(speakers) * count_of / 3600,
         trained_hours=heard / 3600,
@@ -229,15 +263,15 @@ def _scaled(planned: Plan, speakers: int) -> Plan:
 
 
 def _program(
-    planned: Plan, program: Program, question: Question, there: Accelerator | None, like: Run | None
+    planned: Plan, program: Program, question: Question, there: Accelerator | None, like: Run | None, file: Path
 ) -> ProgramPlan:
     """Plans one program."""
-    where = here(planned, program) if there is None else elsewhere(planned, program, question, there)
+    where = here(planned, program) if there is None else elsewhere(planned, program, question, there, file)
     slots, experiment = where.slots, planned.experiment
     shapes = planned.shapes(program, slots)
     sample = program.foreseen(slots)
     stop = planned.stopping
-    ends = ends_by_steps(sample[0], stop, question.steps) if like is None else ends_like(sample[0], like)
+    ends = ends_by_steps(sample[0], stop, question.steps) if like is None else ends_like(sample[0], like, program)
     if like is not None or question.steps is not None:
         stop = dataclasses.replace(stop, halving=0)
     cohort = (planned.cut, experiment.cohort.refill)
@@ -249,6 +283,8 @@ def _program(
     resident = where.memory.resident > 0
     reading = seconds_of_reading(planned.corpus, sample[0], planned.cut, shapes[0], resident)
     machines = 1 if there is None else there.hosts
+    writers = machines if question.writers is None else question.writers
+    written = _written(planned, program)
 
     def seconds(pace: Pace) -> Seconds:
         return Seconds(
@@ -259,7 +295,7 @@ def _program(
             + (0.0 if one.starts_as_base else _summed(counts.starts, pace.look)),
             refills=(counts.refills + counts.rounds) * pace.refill,
             feeding=counts.read * reading / machines,
-            storing=len(program.jobs.speakers) * stored.seconds / question.writers,
+            storing=written * stored.seconds / writers,
         )
 
     state = 4 * parameters_of(jax.eval_shape(one.empty_state)) // one.slots * slots
@@ -278,7 +314,16 @@ def _program(
         share_of_peak=where.share,
         state_bytes=state,
         stored=stored,
+        written=written,
     )
+
+
+def _written(planned: Plan, program: Program) -> float:
+    """Submodels of a program that are written; see the module."""
+    if planned.experiment.select == "pooled":
+        return len(program.jobs)
+    before, points = program.jobs.first, len(program.jobs.points)
+    return len(program.jobs.speakers) * sum(1 / (before + at) for at in range(1, points + 1))
 
 
 def _summed(times: Mapping[Size, float], seconds: Callable[[Size], float]) -> float:

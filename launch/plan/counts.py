@@ -8,11 +8,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 from specialize.corpus import Cut, Shapes, Size, Speaker, Utterance, eval_rows, need
 from specialize.errors import ConfigError
-from specialize.train import Job, Run, Schedule, Stopping
+from specialize.train import Job, Plan, Run, Schedule, Stopping
 from specialize.train.planning import Program
 from specialize.train.recorder import read_jobs
 
@@ -145,19 +146,54 @@ def ends_by_steps(jobs: Sequence[Job], stop: Stopping, steps: float | None) -> l
     return ends
 
 
-def ends_like(jobs: Sequence[Job], run: Run) -> list[int]:
-    """After how many steps each job ends, by those of a run.
+def run_like(folder: Path, plan: Plan) -> Run:
+    """A run whose jobs end as those of another are to.
 
-    A speaker and point that the run has trained ends as there; others as its jobs in turn.
+    Args:
+        folder: of the run.
+        plan: of the other.
 
     Raises:
-        ConfigError: no job of the run has ended.
+        ConfigError: it is none, has not ended, or its jobs end by other settings or train on another base.
     """
-    known = {(job["speaker"], job["point"]): job["steps"] for job in read_jobs(run)}
+    run = Run(folder)
+    remedy = "Name a run of the same, or give --steps."
+    if run.read("summary.json") is None:
+        raise ConfigError(
+            f"--like {folder}: that run has not ended, and jobs that take long are still to come. {remedy}"
+        )
+    if run.base != plan.base.fingerprint:
+        raise ConfigError(f"--like {folder}: that run is of the base {run.base}, not {plan.base.fingerprint}. {remedy}")
+    if run.experiment.stop != plan.experiment.stop:
+        raise ConfigError(
+            f"--like {folder}: jobs of that run end by {run.experiment.stop}, not by {plan.experiment.stop}. {remedy}"
+        )
+    return run
+
+
+def ends_like(jobs: Sequence[Job], run: Run, program: Program) -> list[int]:
+    """After how many steps each job ends, by those of a run, without the jobs that ended in trouble.
+
+    A speaker and point that the run has trained ends as there; another as one that lies at the same place of the queue.
+
+    Args:
+        jobs: that end.
+        run: from `run_like`.
+        program: whose queue has their order.
+
+    Raises:
+        ConfigError: no job of the run has ended well.
+    """
+    known = {(job["speaker"], job["point"]): job["steps"] for job in read_jobs(run) if not job["quarantined"]}
     if not known:
-        raise ConfigError(f"No job of '{run.folder}' has ended yet. Name another run, or give --steps.")
-    steps = list(known.values())
-    return [max(1, known.get((job.speaker.id, job.point), steps[at % len(steps)])) for at, job in enumerate(jobs)]
+        raise ConfigError(f"No job of '{run.folder}' has ended well. Name another run, or give --steps.")
+    speakers = program.originals if isinstance(program, ScaledProgram) else program.jobs.speakers
+    places = {speaker.id: at for at, speaker in enumerate(speakers)}
+    # Speakers that are not of this corpus keep the order in which they ended, which is much that of their queue.
+    queue = sorted(known, key=lambda job: places.get(job[0], 0))
+    steps = [known[job] for job in queue]
+    spread = [steps[at * len(steps) // len(jobs)] for at in range(len(jobs))]
+    return [max(1, known.get((job.speaker.id, job.point), spread[at])) for at, job in enumerate(jobs)]
 
 
 def count(
