@@ -92,8 +92,7 @@ def test_each_file_in_turn_missing_cut_or_filled_with_zeros(tmp_path):
     space = small_space()
     save_space(tmp_path / "whole", space)
     files = [path.relative_to(tmp_path / "whole") for path in sorted((tmp_path / "whole").rglob("*")) if path.is_file()]
-    needed = {max(files, key=lambda file: (tmp_path / "whole" / file).stat().st_size), Path("_CHECKPOINT_METADATA")}
-    refused = 0
+    refused: set[tuple[Path, str]] = set()
     for number, file in enumerate(files):
         for way in ("missing", "cut", "zeros"):
             path: Path = tmp_path / f"{number}-{way}"
@@ -104,10 +103,12 @@ def test_each_file_in_turn_missing_cut_or_filled_with_zeros(tmp_path):
                 (path / file).write_bytes(content[: len(content) // 2] if way == "cut" else bytes(len(content)))
             try:
                 assert_same(load_space(path), space)
-                assert file not in needed
             except StoreError:
-                refused += 1
-    assert refused > 3 * len(needed)
+                refused.add((file, way))
+    # Orbax writes some values into two files, and not always into the same ones, but never all of them.
+    for way in ("missing", "cut", "zeros"):
+        assert (Path("_CHECKPOINT_METADATA"), way) in refused
+        assert any(of == way and file.parts[0] == "state" for file, of in refused)
 
 
 @pytest.mark.parametrize(
