@@ -1,6 +1,7 @@
 """Words of `specialize launch`: flags of the launcher, then the experiment file, then what `specialize train` gets."""
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Generic, TypeVar, get_type_hints
 
@@ -80,7 +81,7 @@ def parse_flags(kind: type[Options], words: list[str], prog: str, more: str = ""
         prog: how the command is called.
         more: to say in its help after what the dataclass says.
     """
-    described = f"{kind.__doc__ or ''}\n\n{more}".strip()
+    described = f"{inspect.getdoc(kind) or ''}\n\n{more}".strip()
     # A flag of several values is given several times, so that each flag has one word after it.
     return tyro.cli(kind, args=words, prog=prog, description=described, config=(tyro.conf.UseAppendAction,))
 
