@@ -27,7 +27,7 @@ from specialize.train import Cohort, HyperParameters, Run, Stopping, train
 from specialize.train.metrics import JsonLines
 from specialize.train.state import StateFolder
 from specialize.train.trainee import Plain
-from tests.bases import BASES, tiny_whisper
+from tests.bases import tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import SPEC, cohort, one_shape, people, train_jobs, trainer
 from tests.train.test_dispatch import Saving
