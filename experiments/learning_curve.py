@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tyro
 
 from specialize.caches import keep_compiled_programs
-from specialize.cli import load_experiment
+from specialize.commands import load_experiment
 from specialize.errors import ConfigError, SpecializeError
 from specialize.score.curve import learning_curve, write_curve
 from specialize.score.evaluate import Scoring, evaluate

@@ -17,7 +17,8 @@ import soundfile
 
 from launch import tpu_vm
 from specialize.base import save_base
-from specialize.cli import COMMANDS, KindName, main
+from specialize.cli import COMMANDS, main
+from specialize.commands import KindName
 from specialize.errors import StoreError
 from specialize.submodel import KINDS, LoRA, ResidualAdapter, SubmodelStore, load_submodel
 from specialize.train import Run

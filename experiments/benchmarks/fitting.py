@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specialize.base import Base, Whisper, load_base
-from specialize.cli import load_experiment
+from specialize.commands import load_experiment
 from specialize.submodel import ResidualAdapter, sites
 from specialize.submodel.kinds import AnyKind
 

@@ -31,7 +31,7 @@ import tyro
 from fitting import EVERY_LAYER, fitted
 
 from specialize.base import Base, Batch, load_base
-from specialize.cli import load_experiment
+from specialize.commands import load_experiment
 from specialize.corpus import Size
 from specialize.errors import ConfigError
 from specialize.submodel import AnyKind, find_sites

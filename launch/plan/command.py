@@ -9,7 +9,7 @@ import tyro
 
 from launch.plan.running import ProgramPlan, RunPlan, plan_run
 from launch.plan.where import DOUBT, HERE, Question
-from specialize.cli import KindName, experiment_of
+from specialize.commands import KindName, experiment_of
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
 from specialize.printable import printable

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from specialize.base import load_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.embedded import BASE, MANIFEST
 from specialize.train import Pretraining, Run
 

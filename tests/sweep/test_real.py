@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from specialize.base import save_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.errors import EXIT_PREEMPTED
 from specialize.sweep import Sweep, run_sweep
 from specialize.train import Run

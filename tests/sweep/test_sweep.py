@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from specialize import LoRA
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.errors import ConfigError, Preempted
 from specialize.sweep import Sweep, run_sweep, sweeping
 from specialize.sweep.folder import SweepFolder

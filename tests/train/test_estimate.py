@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from specialize.base import save_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.corpus import Size
 from specialize.errors import ConfigError
 from specialize.train import CohortConfig, Plan, plan, train

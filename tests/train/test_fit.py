@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from specialize.base import save_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.errors import EXIT_PREEMPTED, ConfigError, FingerprintMismatch, StoreError
 from specialize.space import GENERATORS, CompactStore, Hypernetwork, Linear, OneHot, Space, save_space
 from specialize.submodel import ResidualAdapter, Submodel, find_sites, init_submodel, size

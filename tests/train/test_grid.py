@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from specialize.base import save_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.corpus import Cut, Speaker, Utterance, cohort_batches
 from specialize.errors import ConfigError, SpecializeError
 from specialize.submodel import LoRA, ResidualAdapter

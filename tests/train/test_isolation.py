@@ -11,7 +11,7 @@ import pytest
 
 import specialize.train.loop as loop
 from specialize.base import save_base
-from specialize.cli import load_experiment
+from specialize.commands import load_experiment
 from specialize.corpus import Corpus
 from specialize.errors import CorpusError
 from specialize.train import Run, Stopping, train

@@ -13,7 +13,8 @@ import pytest
 import specialize.corpus.draws as draws
 import specialize.describe as describe
 from specialize.base import save_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.corpus import collate
 from specialize.errors import EXIT_PREEMPTED, ConfigError, CorpusError, SpecError, StoreError
 from specialize.space import CompactStore, Hypernetwork, OneHot, load_space, save_space

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from specialize.base import save_base
-from specialize.cli import load_experiment, main
+from specialize.cli import main
+from specialize.commands import load_experiment
 from specialize.corpus import Corpus, Cut, Faults, Shapes, Size, Utterance, cohort_batches
 from specialize.errors import ConfigError, CorpusError
 from specialize.train import Run, Stopping, plan, train

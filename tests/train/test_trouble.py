@@ -19,6 +19,7 @@ import specialize
 import specialize.cli as cli
 import specialize.train.loop as loop
 from specialize.base import save_base
+from specialize.commands import load_experiment
 from specialize.corpus import Shapes, eval_batches
 from specialize.errors import EXIT_PREEMPTED, ConfigError, StoreError
 from specialize.submodel import SubmodelStore, find_sites
@@ -175,7 +176,7 @@ def folder(tmp_path_factory) -> Path:
     write_people(folder, 5, 6, seconds=0.3)
     save_base(tiny_whisper(), folder / "base")
     (folder / "people.py").write_text(EXPERIMENT)
-    train(cli.load_experiment(folder / "people.py"))
+    train(load_experiment(folder / "people.py"))
     return folder
 
 
@@ -204,7 +205,7 @@ def test_a_state_that_nobody_needs_any_more_may_fail(tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_gone_on_with_from_another_start(folder):
-    first = dataclasses.replace(cli.load_experiment(folder / "people.py"), name="starts")
+    first = dataclasses.replace(load_experiment(folder / "people.py"), name="starts")
     Run.begin(first, base="b", corpus="c", start="one")
     with pytest.raises(ConfigError, match="start: 'one' -> 'two'"):
         Run.begin(first, base="b", corpus="c", start="two")
@@ -212,7 +213,7 @@ def test_a_run_is_not_gone_on_with_from_another_start(folder):
 
 
 def test_other_packages_are_told_and_those_it_began_with_stay_on_record(folder):
-    first = dataclasses.replace(cli.load_experiment(folder / "people.py"), name="versions")
+    first = dataclasses.replace(load_experiment(folder / "people.py"), name="versions")
     run = Run.begin(first, base="b", corpus="c")
     config = run.config | {"versions": run.config["versions"] | {"jax": "0.1"}}
     (run.folder / "config.json").write_text(json.dumps(config))
@@ -223,7 +224,7 @@ def test_other_packages_are_told_and_those_it_began_with_stay_on_record(folder):
 
 @pytest.mark.parametrize("left", [["config.json.tmp"], ["lock"], ["config.json.tmp", "lock"]])
 def test_a_folder_that_a_killed_run_left_without_its_first_file_is_begun(folder, left):
-    first = dataclasses.replace(cli.load_experiment(folder / "people.py"), name="-".join(left))
+    first = dataclasses.replace(load_experiment(folder / "people.py"), name="-".join(left))
     first.folder.mkdir()
     for name in left:
         (first.folder / name).write_text("")
@@ -231,7 +232,7 @@ def test_a_folder_that_a_killed_run_left_without_its_first_file_is_begun(folder,
 
 
 def test_overwriting_removes_last_what_makes_a_run(folder, monkeypatch):
-    first = dataclasses.replace(cli.load_experiment(folder / "people.py"), name="overwritten")
+    first = dataclasses.replace(load_experiment(folder / "people.py"), name="overwritten")
     run = Run.begin(first, base="b", corpus="c")
     (run.folder / "state").mkdir()
     (run.folder / "metrics.jsonl").write_text("{}\n")
