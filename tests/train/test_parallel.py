@@ -76,7 +76,6 @@ def test_company_changes_no_bit(base, together):
         assert_same_bits(together[speaker], finished)
 
 
-@one_base
 def test_eight_devices_equal_one(base, together):
     spread = train_jobs(cohort(8, devices=8, base=base), EVERYBODY, base=base).by_speaker()
     for speaker, finished in spread.items():
