@@ -21,7 +21,7 @@ sweep = ["optuna>=4"]
 test = [
     "pytest>=8",
     "pytest-timeout>=2.3",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "beartype>=0.22",
     "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
