@@ -52,6 +52,9 @@ class Identity:
             raise ConfigError(f"This is process {self.index} of {self.count}; they are numbered 0 to {self.count - 1}.")
 
 
+_ALONE = Identity(1, 0, "localhost", 0)
+
+
 def identify(config: ProcessConfig, environment: Mapping[str, str] = os.environ) -> Identity | None:
     """Which process this is; None where JAX is to find out, on a TPU slice of several hosts.
 
@@ -75,13 +78,13 @@ def identify(config: ProcessConfig, environment: Mapping[str, str] = os.environ)
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     if len(hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         return None
-    return Identity(1, 0, "localhost", 0)
+    return _ALONE
 
 
 def _explicit(said: Mapping[str, int | str | None]) -> Identity:
     count = _whole("--processes.count", said["--processes.count"])
     if count == 1:
-        return Identity(1, 0, "localhost", 0)
+        return _ALONE
     index, address = said["--processes.index"], said["--processes.coordinator"]
     missing = [flag for flag, value in said.items() if value is None]
     if count is None or index is None or address is None:
