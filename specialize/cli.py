@@ -12,7 +12,7 @@ import tyro
 
 from specialize import __version__
 from specialize.caches import keep_compiled_programs
-from specialize.commands.folders import compact, corpus, import_base, inspect
+from specialize.commands.folders import compact, components, corpus, import_base, inspect
 from specialize.commands.scoring import curve, evaluate, transcribe
 from specialize.commands.training import pretrain, train
 from specialize.errors import EXIT_PREEMPTED, PeerEnded, Preempted, SpecializeError
@@ -189,6 +189,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "corpus": corpus,
     "inspect": inspect,
     "plan": plan,
+    "components": components,
     "compact": compact,
     "serve": serve,
     "keys": keys,

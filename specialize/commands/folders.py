@@ -1,4 +1,4 @@
-"""Commands that make or describe one folder or file: `import-base`, `corpus`, `inspect` and `compact`."""
+"""Commands that make or describe one folder or file: `import-base`, `corpus`, `inspect`, `components` and `compact`."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -100,6 +100,39 @@ def inspect(words: list[str]) -> None:
     command = tyro.cli(Inspect, args=words, prog="specialize inspect")
     for line in describe(command.path, kind=command.kind, where=command.where):
         print(printable(line))
+
+
+def components(words: list[str]) -> None:
+    """Write the linear space through the Submodels of a run, for new speakers: `specialize train … --space OUT`."""
+    from specialize.space import save_space
+    from specialize.train import linear_space_of
+
+    @dataclass(frozen=True)
+    class Components:
+        """Write the linear space through the Submodels of a run: their mean, and their principal components.
+
+        What `specialize train FILE.py --space OUT` finds new speakers' points in. It needs no joint training; the mean
+        alone is worth looking at, for what people have in common adds up in it, and what is one person's does not.
+        """
+
+        run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+        """Folder of a run."""
+        out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
+        """Folder to make."""
+        dim: int = 16
+        """Components, from the one along which the Submodels differ most."""
+        overwrite: bool = False
+        """Replace the space that is there."""
+
+    command = tyro.cli(Components, args=words, prog="specialize components")
+    space = linear_space_of(command.run, command.dim)
+    save_space(command.out, space, overwrite=command.overwrite)
+    print(
+        printable(
+            f"{command.out}: a linear space of {command.dim} components through {len(space.embeddings)} Submodels, "
+            f"with {space.training['share_of_differences']:.0%} of what they differ by."
+        )
+    )
 
 
 def compact(words: list[str]) -> None:

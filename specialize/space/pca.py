@@ -12,7 +12,7 @@ from specialize.space.generators import Shared
 from specialize.submodel import Submodel
 
 
-def fit_linear(submodels: Sequence[Submodel], dim: int) -> tuple[Shared, Float[np.ndarray, "N K"]]:
+def fit_linear(submodels: Sequence[Submodel], dim: int) -> tuple[Shared, Float[np.ndarray, "N K"], float]:
     """The linear space of `dim` directions that is nearest to N plain Submodels: their principal components.
 
     Exact, but for the rounding of float32, where `dim` is at least N - 1; directions beyond are zero. Embeddings have
@@ -23,7 +23,8 @@ def fit_linear(submodels: Sequence[Submodel], dim: int) -> tuple[Shared, Float[n
         dim: K.
 
     Returns:
-        What `Linear(dim)` generates from, and the embedding of each Submodel, float32 [N, K].
+        What `Linear(dim)` generates from, the embedding of each Submodel, float32 [N, K], and the share of the sum of
+        squares around the mean that the directions have, 1 where the Submodels are equal.
 
     Raises:
         SpecError: there are no Submodels, or they are not of one spec.
@@ -50,7 +51,9 @@ def fit_linear(submodels: Sequence[Submodel], dim: int) -> tuple[Shared, Float[n
         rows, _ = centred(leaves)
         gram += rows @ rows.T
     kept = min(dim, n - 1)
-    vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :kept]
+    values, vectors = np.linalg.eigh(gram)
+    vectors = vectors[:, ::-1][:, :kept]
+    share = float(values[::-1][:kept].sum() / values.sum()) if values.sum() > 0 else 1.0
     means, basis = [], []
     for leaves in columns:
         rows, mean = centred(leaves)
@@ -60,7 +63,5 @@ def fit_linear(submodels: Sequence[Submodel], dim: int) -> tuple[Shared, Float[n
         basis.append(directions.reshape(dim, *leaves[0].shape).astype(np.float32))
     embeddings = np.zeros((n, dim), np.float32)
     embeddings[:, :kept] = np.sqrt(n) * vectors
-    return {
-        "mean": jax.tree.unflatten(structure, means),
-        "basis": jax.tree.unflatten(structure, basis),
-    }, embeddings
+    shared = {"mean": jax.tree.unflatten(structure, means), "basis": jax.tree.unflatten(structure, basis)}
+    return shared, embeddings, share

@@ -100,7 +100,8 @@ def linear_space_of(folder: Path, dim: int | None = None) -> Space:
                 f"The space in '{folder}' is {space.generator}, not linear. Give a --dim for one through it."
             )
         stored = [space.submodel(speaker) for speaker in space.speakers()]
-    shared, embeddings = fit_linear([of.submodel for of in stored], dim)
+    shared, embeddings, share = fit_linear([of.submodel for of in stored], dim)
     named = {of.speaker: np.asarray(e) for of, e in zip(stored, embeddings, strict=True)}
     facts = {of.speaker: {k: v for k, v in of.training.items() if k != "embedding"} for of in stored}
-    return Space(Linear(dim), stored[0].spec, stored[0].base, shared, named, {"principal_components": dim}, facts)
+    told = {"principal_components": dim, "share_of_differences": share}
+    return Space(Linear(dim), stored[0].spec, stored[0].base, shared, named, told, facts)

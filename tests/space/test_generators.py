@@ -144,12 +144,19 @@ def test_sizes_that_cannot_be_are_refused():
 @pytest.mark.parametrize("kind", SPECS)
 def test_principal_components_are_exact_where_there_are_enough(kind, dim):
     submodels = [shaken(fresh("whisper", kind), seed=seed) for seed in range(4)]
-    shared, embeddings = fit_linear(submodels, dim)
+    shared, embeddings, share = fit_linear(submodels, dim)
+    assert share == pytest.approx(1.0)
     for submodel, e in zip(submodels, embeddings, strict=True):
         assert_close(Linear(dim).generate(shared, e), submodel, atol=2e-6)
     np.testing.assert_allclose(embeddings.mean(0), 0.0, atol=1e-6)
     np.testing.assert_allclose(np.square(embeddings[:, :3]).mean(0), 1.0, rtol=1e-5)
     assert not embeddings[:, 3:].any()
+
+
+def squares(one, other) -> float:
+    """Sum of the squares of how two Submodels differ."""
+    of = jax.tree.map(lambda a, b: np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).sum(), one, other)
+    return float(sum(jax.tree.leaves(of)))
 
 
 def test_fewer_components_lose_what_varies_least():
@@ -159,7 +166,11 @@ def test_fewer_components_lose_what_varies_least():
         jax.tree.map(lambda d, n, t, a=a: (n + a * (d - t)).astype(np.float32), direction, of, template)
         for a, of in zip((-2.0, -1.0, 0.0, 0.5, 1.0, 3.0), noise, strict=True)
     ]
-    shared, embeddings = fit_linear(submodels, 1)
+    shared, embeddings, share = fit_linear(submodels, 1)
+    middle = jax.tree.map(lambda *leaves: np.mean(np.stack(leaves), 0), *submodels)
+    lost = [squares(of, Linear(1).generate(shared, e)) for of, e in zip(submodels, embeddings, strict=True)]
+    assert 0.5 < share < 1
+    assert 1 - share == pytest.approx(sum(lost) / sum(squares(of, middle) for of in submodels), rel=1e-3)
     for submodel, e in zip(submodels, embeddings, strict=True):
         assert_close(Linear(1).generate(shared, e), submodel, atol=0.1)
     ranked = np.argsort(embeddings[:, 0])
@@ -169,7 +180,8 @@ def test_fewer_components_lose_what_varies_least():
 def test_one_submodel_or_equal_ones_are_the_mean():
     template = fresh("whisper", "lora")
     for n in (1, 3):
-        shared, embeddings = fit_linear([template] * n, 2)
+        shared, embeddings, share = fit_linear([template] * n, 2)
+        assert share == 1
         assert_close(Linear(2).generate(shared, embeddings[0]), template)
 
 

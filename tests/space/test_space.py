@@ -177,7 +177,7 @@ def test_principal_coordinates_of_speakers_and_of_points_agree():
 def test_principal_coordinates_find_the_direction_that_speakers_differ_in():
     generator, template = Linear(dim=3), fresh("whisper", "lora")
     ends = [shaken(template, seed=s) for s in (1, 2, 3, 4)]
-    shared, embeddings = fit_linear(ends, 3)
+    shared, embeddings, _ = fit_linear(ends, 3)
     embeddings = embeddings * np.array([10.0, 1.0, 0.1], np.float32)
     named = {f"s{i}": e for i, e in enumerate(embeddings)}
     of = principal(Space(generator, SPECS["lora"], BASE, shared, named))

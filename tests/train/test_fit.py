@@ -13,7 +13,7 @@ from specialize.base import save_base
 from specialize.cli import main
 from specialize.commands import load_experiment
 from specialize.errors import EXIT_PREEMPTED, ConfigError, FingerprintMismatch, StoreError
-from specialize.space import GENERATORS, CompactStore, Hypernetwork, Linear, OneHot, Space, save_space
+from specialize.space import GENERATORS, CompactStore, Hypernetwork, Linear, OneHot, Space, load_space, save_space
 from specialize.submodel import ResidualAdapter, Submodel, find_sites, init_submodel, size
 from specialize.submodel.bank import speaker_mesh
 from specialize.train import Cohort, Experiment, HyperParameters, Run, Stopping, plan, train
@@ -312,3 +312,20 @@ def test_what_was_fitted_is_looked_at_and_kept_compactly(folder, tmp_path, capsy
     store = CompactStore(tmp_path / "people.safetensors")
     assert set(store.speakers()) == {f"p{i}" for i in range(SPEAKERS)}
     jax.tree.map(np.testing.assert_array_equal, store.load("p3").submodel, run.submodel("p3").submodel)
+
+
+def test_a_run_without_a_space_has_one_through_its_submodels(folder, tmp_path, capsys):
+    run = fitted(folder, "scattered", "--fit", "embedding")
+    main(["components", str(run.folder), str(tmp_path / "through"), "--dim", "2"])
+    assert f"2 components through {SPEAKERS} Submodels" in capsys.readouterr().out
+    new = fitted(folder, "between", "--fit", "embedding", space=str(tmp_path / "through"))
+    told = new.submodel("p3").training["embedding"]
+    assert len(told) == 2
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        new.submodel("p3").submodel,
+        load_space(tmp_path / "through").submodel_at(np.array(told, np.float32)).submodel,
+    )
+    with pytest.raises(SystemExit):
+        main(["components", str(run.folder), str(tmp_path / "through")])
+    assert "is there already" in capsys.readouterr().err
