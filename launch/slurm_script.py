@@ -10,7 +10,9 @@ What SLURM does to a job is what it was seen to do (tests/launch/test_slurm.py),
   back what somebody has cancelled.
 - `srun` kills its ranks when it gets SIGTERM itself. The shell must not pass the signal on to it, and `--signal=B:`,
   which is for the shell alone, would be of no use.
-- `--kill-on-bad-exit` ends all ranks as soon as one exits with another code than 0, also one that has just saved.
+- `--kill-on-bad-exit` ends all ranks as soon as one exits with another code than 0, also one that has just saved. The
+  code of the step is the highest of its ranks, and a rank that is ended before it can listen has 143: one that was
+  ended because another failed must not hide why, and bring back a job that fails each time.
 """
 
 import re
@@ -27,7 +29,7 @@ SLURM_IS_EARLY = 60
 """Seconds by which `--signal` may come early: SLURM looks at its jobs twice a minute."""
 
 _SIGTERM = 128 + 15
-"""Exit code of a process that SIGTERM has ended: a rank that was told to stop before it could listen."""
+"""Exit code of a process that SIGTERM has ended: a rank that was stopped before it could listen."""
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 _MEMORY = re.compile(r"\d+[KMGT]?")
@@ -120,14 +122,15 @@ _RANK = """\
 trap : TERM
 "$@"
 code=$?
-[ "$code" = {saved} ] || exit "$code"
-# With another code than 0, the first rank that has saved would be the end of those that still do.
+[ "$code" = {saved} ] || [ "$code" = {sigterm} ] || exit "$code"
+# With another code than 0, the first rank that has saved would be the end of those that still do, and one that was
+# ended with those that failed would be taken for the reason.
 [ "$SLURM_PROCID" != 0 ] || : > "$0"
 exit 0
 """
 
 _BATCH = """\
-# Rank 0 runs on this node, and leaves word here when it was stopped and has saved.
+# Rank 0 runs on this node, and leaves word here when it was stopped.
 word=$(mktemp -d /tmp/specialize.XXXXXXXX) || exit 1
 
 # SIGTERM comes here when SLURM ends the job, and to the ranks as well: what is left to do is to wait for them.
@@ -135,7 +138,7 @@ told=
 trap 'told=yes' TERM
 echo "=== job $SLURM_JOB_ID, sitting $((${{SLURM_RESTART_COUNT:-0}} + 1)), $SLURM_JOB_NODELIST, $(date '+%F %T')"
 srun {srun} \\
-    bash -c "$rank" "$word/saved" "${{command[@]}}" &
+    bash -c "$rank" "$word/stopped" "${{command[@]}}" &
 step=$!
 while
     told=
@@ -143,12 +146,12 @@ while
     code=$?
     [ -n "$told" ]
 do :; done
-[ "$code" != 0 ] || [ ! -e "$word/saved" ] || code={saved}
+[ "$code" != 0 ] || [ ! -e "$word/stopped" ] || code={saved}
 rm -r "$word"
 """
 
 _REQUEUE = """\
-[ "$code" = {saved} ] || [ "$code" = {sigterm} ] || exit "$code"
+[ "$code" = {saved} ] || exit "$code"
 
 # Who is busy does not answer at once.
 for try in 1 2 3 4 5 6; do
@@ -165,7 +168,7 @@ exit "$code"
 """
 
 _NO_REQUEUE = """\
-[ "$code" != {saved} ] || echo "=== stopped and saved; submitted again, it goes on from there"
+[ "$code" != {saved} ] || echo "=== stopped; submitted again, it goes on from what is saved"
 exit "$code"
 """
 

@@ -219,7 +219,7 @@ def test_a_job_that_is_told_to_stop_comes_back_unless_it_must_not(here, limited,
     here.run("scancel", "--signal=TERM", job.number)
     until(lambda: here.state(job.number) == "FAILED", job.told)
     assert here.facts(job.number)["ExitCode"] == "75:0"
-    assert "stopped and saved; submitted again" in job.log()
+    assert "stopped; submitted again" in job.log()
     assert job.alive() == []
 
 
@@ -241,6 +241,14 @@ def test_a_rank_that_cannot_save_is_killed_and_the_job_is_not_started_again(here
     until(lambda: here.state(job.number) == "FAILED", job.told)
     assert here.facts(job.number)["ExitCode"] == "137:0"
     assert "task 1: Exited with exit code 137" in job.log()
+
+
+def test_a_rank_that_fails_ends_the_job_though_another_is_ended_before_it_can_listen(here, limited, tmp_path):
+    program = "import os, sys, time; time.sleep(600 * (os.environ['SLURM_PROCID'] == '0')); sys.exit(2)"
+    job = submit(here, tmp_path, program)
+    until(lambda: here.state(job.number) in ("FAILED", "PENDING"), job.told)
+    assert here.state(job.number) == "FAILED", job.told()
+    assert here.facts(job.number)["ExitCode"] == "2:0"
 
 
 def test_a_rank_that_is_stopped_before_it_can_listen_brings_the_job_back(here, limited, tmp_path):
