@@ -250,6 +250,7 @@ class Cohort:
                 check_vma=False,
             )(*arguments)
 
+        sharded.__name__ = of_slot.__name__.removeprefix("_slot_")  # what profiles and dumps of XLA call it
         return jax.jit(sharded, donate_argnums=donate)
 
     def _submodel(self, frozen: Frozen, trained: Any) -> Submodel:

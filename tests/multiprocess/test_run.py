@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from specialize.errors import EXIT_PREEMPTED
 from specialize.train import Run
 from tests.bases import tiny_whisper
 from tests.people import write_people
+from tests.train.test_step import COLLECTIVE
 
 DEVICES = 4
 # More speakers than slots, dropout, jobs that end at different steps, and a grid: what processes have to agree on.
 EXPERIMENT = """
+import os
 from pathlib import Path
 from specialize import CohortConfig, CorpusConfig, Experiment, HyperParameters, ResidualAdapter, Stopping
 
@@ -40,22 +43,26 @@ experiment = Experiment(
     save_seconds=1e-9,
     runs=here / "runs",
 )
+if "HLO" in os.environ:  # each process writes down what it compiles
+    own = Path(os.environ["HLO"]) / os.environ["SPECIALIZE_PROCESS"]
+    os.environ["XLA_FLAGS"] += f" --xla_dump_to={own} --xla_dump_hlo_as_text"
 """
 
 
 class Launched:
     """`specialize launch local`, and what it has said so far."""
 
-    def __init__(self, folder: Path, processes: int, *words: str, devices: int = DEVICES):
+    def __init__(self, folder: Path, processes: int, *words: str, devices: int = DEVICES, hlo: Path | None = None):
         # The tests' own count of devices is of their process alone.
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
         self._began = time.monotonic()
+        told = {} if hlo is None else {"HLO": str(hlo), "JAX_ENABLE_COMPILATION_CACHE": "0"}
         command = [sys.executable, "-m", "specialize.cli", "launch", "local", "--processes", str(processes)]
         command += ["--devices", str(devices // processes), "people.py", *words]
         self._process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=os.environ | {"XLA_FLAGS": flags} | told,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -134,13 +141,32 @@ def assert_same(run: Run, other: Run) -> None:
     assert {name: one[name] for name in kept} == {name: two[name] for name in kept}
 
 
-def test_two_processes_train_the_submodels_of_one(folder, alone):
-    code, said = Launched(folder, 2, "--name", "two").end()
+def test_two_processes_train_the_submodels_of_one_without_collectives(folder, alone):
+    code, said = Launched(folder, 2, "--name", "two", hlo=folder / "hlo").end()
     assert code == 0, said
     assert_same(Run(folder / "runs/two"), alone)
     # One tells of the run, and no line is of two at once.
     assert len(re.findall(r"^\[0\] .*5 Submodels of 10", said, re.M)) == 1
     assert not re.findall(r"^\[1\] .*(done|Submodels)", said, re.M)
+    for process in "01":
+        programs = compiled(folder / "hlo" / process)
+        for name in ("gradient", "apply", "evaluate", "evaluate_alone", "reset", "keep_best"):
+            assert programs[name]
+            for text in programs[name]:
+                assert f"num_partitions={DEVICES}" in text, name
+                assert COLLECTIVE.findall(text) == [], name
+        # What is brought to all hosts is gathered, so the search would find a collective.
+        assert any(COLLECTIVE.search(text) for texts in programs.values() for text in texts)
+
+
+def compiled(dump: Path) -> dict[str, list[str]]:
+    """{name of a function: HLO of its programs, as they run}, of what XLA dumped."""
+    programs: dict[str, list[str]] = defaultdict(list)
+    for path in dump.glob("module_*.jit_*after_optimizations.txt"):
+        named = re.search(r"\.jit_(.+?)\.[^.]*after_optimizations", path.name)
+        assert named is not None, path
+        programs[named[1]].append(path.read_text())
+    return programs
 
 
 def test_a_worker_of_four_that_is_killed_ends_the_run_and_two_finish_it(folder, alone):
