@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PeerEnded as error:
         _fail(name, None if error.told else str(error), error.code)
     except Preempted as error:
-        _fail(name, str(error) if not _together() or _peers().first else None, EXIT_PREEMPTED)
+        _fail(name, str(error) if not _together() or _peers().first else None, EXIT_PREEMPTED, all_alike=True)
     except SpecializeError as error:
         _fail(name, str(error), 1)
     except BrokenPipeError:
@@ -69,11 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(name, None, 1)
 
 
-def _fail(command: str, message: str | None, code: int) -> NoReturn:
-    """Says why a command ends, without what a terminal would obey: messages quote manifests."""
+def _fail(command: str, message: str | None, code: int, *, all_alike: bool = False) -> NoReturn:
+    """Says why a command ends, without what a terminal would obey: messages quote manifests.
+
+    Args:
+        command: which.
+        message: why; None where it has been said.
+        code: exit code.
+        all_alike: whether the other processes of the run end here too.
+    """
     for line in f"specialize {command}: {message}".split("\n") if message is not None else ():
         print(printable(line), file=sys.stderr)
-    if _together() and code != EXIT_PREEMPTED:
+    if _together() and not all_alike:
         # JAX would wait for the other processes, which may be gone.
         sys.stdout.flush()
         sys.stderr.flush()

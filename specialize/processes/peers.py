@@ -67,7 +67,7 @@ class Peers(Protocol):
         ...
 
     def leave(self, reason: str | None, code: int) -> None:
-        """Says that this process is done; see `Member.leave`."""
+        """Says that this process is done; see `Member.leave`, which may raise."""
         ...
 
 
@@ -138,9 +138,11 @@ class Together:
         return self.exchange(make() if self.first else None, patient=True)[0]
 
     def leave(self, reason: str | None, code: int) -> None:
-        self._member.leave(reason, code)
-        if self._hub is not None:
-            self._hub.close(2.0)  # that all others have heard it
+        try:
+            self._member.leave(reason, code)
+        finally:
+            if self._hub is not None:
+                self._hub.close(2.0)  # that all others have heard it
 
     def ended(self, seconds: float) -> PeerEnded | None:
         """Why the run is over because of another process, if that is known within some seconds."""
@@ -183,13 +185,13 @@ def joined(config: ProcessConfig) -> Iterator[Peers]:
         _here.leave(str(error) if ours else f"{type(error).__name__}: {error}", 1)
         raise
     else:
-        if _here.count > 1:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to save
         _end_in_order(0)
 
 
 def _end_in_order(code: int) -> None:
     """Leaves, where all do, and JAX's service with them."""
+    if _here.count > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to save
     _here.leave(None, code)
     if _here.count > 1:
         jax.distributed.shutdown()

@@ -27,6 +27,8 @@ _HELLO, _HELLO_SECONDS = 1 << 12, 10.0
 """Most bytes of the first message of a connection, and how long it may take."""
 _PATIENT = 20
 """How many times as long as others those are waited for that may take long."""
+_LEAVING = "leaving"
+"""The last meeting of all, to which processes come as they leave."""
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Hub:
     def __init__(self, count: int, host: str = "", port: int = 0, *, patience: float = 600.0, silent: float = SILENT):
         self._count, self._patience, self._silent = count, patience, silent
         self._seats: dict[int, _Seat] = {}
-        self._meetings: dict[int, _Meeting] = {}
+        self._meetings: dict[int | str, _Meeting] = {}
+        """That some have come to and not all, by number."""
         self._ended: dict[str, Any] | None = None
         self._began = time.monotonic()
         self._over = asyncio.Event()
@@ -153,6 +156,8 @@ class Hub:
             seat.left, seat.code = True, message["code"]
             if message["leaves"] is not None:
                 self._end(index, f"ended: {message['leaves']}", message["code"])
+            # One of them may have to finish what it does alone.
+            self._meetings.setdefault(_LEAVING, _Meeting(seat.heard, True)).said[index] = None
             if len(self._seats) == self._count and all(seat.left for seat in self._seats.values()):
                 self._tell({"over": True})
                 self._over.set()
@@ -165,9 +170,6 @@ class Hub:
             for index, seat in self._seats.items():
                 if not seat.left and now - seat.heard > self._silent:
                     self._end(index, f"has not been heard of for {self._silent:.0f} s", None)
-            left = [i for i, seat in self._seats.items() if seat.left]
-            if left and now - min(self._seats[i].heard for i in left) > self._silent:
-                self._end(left[0], "has ended before the others", self._seats[left[0]].code)
             for meeting in self._meetings.values():
                 missing = [i for i in range(self._count) if i not in meeting.said]
                 gone = [i for i in missing if i in self._seats and self._seats[i].left]
@@ -271,13 +273,18 @@ class Member:
 
         Args:
             reason: why the run cannot go on, which ends all others with `code`; None where all end alike, and then
-                they are waited for.
+                all are waited for.
             code: exit code.
-            seconds: how long to wait, for them or until the hub has heard it.
+            seconds: how long to wait until the hub has heard a reason.
+
+        Raises:
+            PeerEnded: without a reason: another has not left in order, or waited for this one.
         """
         self._say({"leaves": reason, "code": code})
-        with self._changed:
-            self._changed.wait_for(lambda: self._over or self._ended is not None, seconds)
+        if reason is None:
+            self._wait(lambda: self._over)
+        else:
+            self.end_within(seconds)
 
     def end_within(self, seconds: float) -> PeerEnded | None:
         """Why the run is over, if that is known within some seconds."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from specialize.errors import EXIT_PEER, ConfigError, PeerEnded
-from specialize.processes import Together
+from specialize.processes import Together, roll
 from specialize.processes.roll import Hub, Member
 
 QUICK: dict[str, Any] = {"patience": 20.0, "silent": 20.0}
@@ -56,6 +56,12 @@ def all_end():
     while left := [t for t in threading.enumerate() if t.name == "roll" and t not in before]:
         assert time.monotonic() < until, f"{len(left)} threads of the roll go on"
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def quick_beats(all_end, monkeypatch):
+    """No test waits for a beat of a second."""
+    monkeypatch.setattr(roll, "_BEAT", 0.05)
 
 
 def die(member: Member) -> None:
@@ -148,7 +154,7 @@ def test_one_that_stands_still_is_named_though_its_connection_stays(monkeypatch)
 
 
 def test_one_that_lives_but_does_not_come_is_named_when_patience_ends():
-    members = met(3, Ends(), patience=1.5)
+    members = met(3, Ends(), patience=0.5)
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(Together(members[i]).exchange, 1) for i in (0, 2)]
         for future in futures:
@@ -157,9 +163,9 @@ def test_one_that_lives_but_does_not_come_is_named_when_patience_ends():
 
 
 def test_where_the_first_may_take_long_it_is_not_missed():
-    peers = [Together(member) for member in met(2, Ends(), patience=1.0)]
+    peers = [Together(member) for member in met(2, Ends(), patience=0.1)]
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda p: p.of_first(lambda: time.sleep(3.5) or "late"), peers))
+        made = list(pool.map(lambda p: p.of_first(lambda: time.sleep(0.5) or "late"), peers))
     assert made == ["late", "late"]
 
 
@@ -169,7 +175,8 @@ def test_one_that_ends_too_early_is_named():
         left = pool.submit(members[1].leave, None, 75)
         with pytest.raises(PeerEnded, match=r"process 1 of 2 .* has ended before the others") as raised:
             Together(members[0]).exchange(1)
-        left.result(15)
+        with pytest.raises(PeerEnded, match=r"process 1 of 2 .* has ended before the others"):
+            left.result(15)
     assert raised.value.code == 75
 
 
@@ -245,8 +252,47 @@ def test_one_that_leaves_with_0_before_the_others_is_no_success():
         left = pool.submit(members[1].leave, None, 0)
         with pytest.raises(PeerEnded, match="has ended before the others") as raised:
             Together(members[0]).exchange(1)
-        left.result(15)
+        with pytest.raises(PeerEnded, match="has ended before the others"):
+            left.result(15)
     assert raised.value.code == EXIT_PEER
+
+
+def test_those_that_have_left_wait_for_one_that_still_works():
+    members = met(3, Ends(), silent=0.5)
+    order: list[str] = []
+
+    def leave(index: int, after: float) -> None:
+        time.sleep(after)
+        order.append(f"{index} leaves")
+        members[index].leave(None, 0)
+        order.append(f"{index} is done")
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(leave, index, after) for index, after in ((0, 1.0), (1, 0.0), (2, 0.0))]:
+            future.result(20)
+    assert order[2] == "0 leaves"
+
+
+def test_one_that_does_not_come_to_the_end_is_named_when_patience_ends():
+    members = met(3, Ends(), patience=0.05)
+    with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as last:
+        for member in members:
+            last.callback(die, member)  # so that none waits for ever
+        for future in [pool.submit(members[index].leave, None, 0) for index in (0, 2)]:
+            with pytest.raises(PeerEnded, match=r"process 1 of 3 \(host 1\) has not come to where others have waited"):
+                future.result(20)
+
+
+def test_one_that_has_left_and_dies_is_not_missed_unless_others_need_it():
+    members = met(3, Ends())
+    with ThreadPoolExecutor(3) as pool:
+        early = pool.submit(members[2].leave, None, 0)
+        time.sleep(0.2)
+        die(members[2])
+        with pytest.raises(PeerEnded, match="process 0 of 3"):  # it has lost the hub
+            early.result(20)
+        for future in [pool.submit(members[index].leave, None, 0) for index in (0, 1)]:
+            future.result(20)
 
 
 def test_processes_of_one_machine_are_counted():
