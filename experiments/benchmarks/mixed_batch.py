@@ -88,9 +88,10 @@ def _time(options: Benchmark, base: Base, spec: Any, clips: list[np.ndarray], pa
     for round_ in range(options.repeats + 1):
         for name, rows in (("with", residents), ("without", [None] * options.rows)):
             began = time.perf_counter()
-            texts[name] = recognizer.decode(rows, clips, padded)
+            found = recognizer.decode(rows, clips, padded)
             if round_:  # the first compiles
                 times[name].append(time.perf_counter() - began)
+            texts[name] = [hypothesis.text for hypothesis in found]
     seconds = {name: statistics.median(values) for name, values in times.items()}
     return {
         "spec": str(spec),

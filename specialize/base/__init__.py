@@ -1,6 +1,6 @@
 """The base: a frozen recogniser, with its front end and its tokenizer."""
 
-from specialize.base.architecture import Architecture, Augment, Losses
+from specialize.base.architecture import Architecture, Augment, Decoded, Losses
 from specialize.base.batch import Batch
 from specialize.base.conformer import ConformerCTC, ConformerTransducer, conformer
 from specialize.base.conformer_model import ConformerConfig
@@ -19,6 +19,7 @@ __all__ = [
     "ConformerCTC",
     "ConformerConfig",
     "ConformerTransducer",
+    "Decoded",
     "Losses",
     "Tokenizer",
     "TokenizerError",

@@ -17,6 +17,19 @@ class Losses(NamedTuple):
     """float32 [B], what `total` is divided by for a mean: target tokens; 0 for an empty row."""
 
 
+class Decoded(NamedTuple):
+    """What a search has found in each utterance, and how probable that is."""
+
+    ids: Any
+    """int32 [B, max_tokens], token ids of the text, `Tokenizer.end` after the end."""
+    log_prob: Any
+    """float32 [B], natural logarithm of the probability of what the search decided on: the tokens and the end of a
+    decoder that writes, the alignment of a CTC or a transducer, all alignments that a beam has merged. 0 for an empty
+    row."""
+    no_speech: Any = None
+    """float32 [B], the probability that there is no speech in it, in [0, 1]; None of a base that cannot say."""
+
+
 class Augment(NamedTuple):
     """Randomness for one training forward pass of one slot."""
 
@@ -56,8 +69,6 @@ class Architecture(Hashable, Protocol):
         """Training loss of each utterance. Independent of padding and of the other rows."""
         ...
 
-    def decode(
-        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int
-    ) -> Int[Array, "B {max_tokens}"]:
-        """Greedy token ids of the text, `Tokenizer.pad` after the end."""
+    def decode(self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int) -> Decoded:
+        """The most probable text, greedily or by a beam, and how probable it is."""
         ...

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from specialize.base.architecture import Augment, Losses
+from specialize.base.architecture import Augment, Decoded, Losses
 from specialize.base.batch import Batch
 from specialize.base.conformer_model import ConformerConfig, CTCModel
 from specialize.base.ctc import ctc_greedy, ctc_loss_total, ctc_prefix_beam
@@ -151,17 +151,15 @@ class ConformerCTC(Conformer):
         counted = possible & (batch.label_lengths > 0) & (frames > 0)
         return Losses(jnp.where(counted, total, 0.0), jnp.where(counted, batch.label_lengths, 0).astype(jnp.float32))
 
-    def decode(
-        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int
-    ) -> Int[Array, "B {max_tokens}"]:
+    def decode(self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int) -> Decoded:
         """The best label of each frame without repeats, or the best of a prefix beam; `blank` after the end."""
         logits, frames = self.logits(params, audio, samples), self.frames(samples)
         room = min(max_tokens, logits.shape[1])
         if self.beam == 1:
-            ids = ctc_greedy(logits, frames, self.blank, room, self.blank)
+            ids, log_prob = ctc_greedy(logits, frames, self.blank, room, self.blank)
         else:
-            ids = ctc_prefix_beam(logits, frames, self.blank, self.beam, room, self.blank)[0][:, 0]
-        return self._filled(ids, max_tokens)
+            ids, log_prob = _first(ctc_prefix_beam(logits, frames, self.blank, self.beam, room, self.blank))
+        return Decoded(self._filled(ids, max_tokens), log_prob)
 
 
 @dataclass(frozen=True)
@@ -236,9 +234,7 @@ class ConformerTransducer(Conformer):
         counted = (lengths > 0) & (frames > jnp.maximum(shortest * lengths, (lengths - 1) // self.max_symbols))
         return Losses(jnp.where(counted, total, 0.0), jnp.where(counted, lengths, 0).astype(jnp.float32))
 
-    def decode(
-        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int
-    ) -> Int[Array, "B {max_tokens}"]:
+    def decode(self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int) -> Decoded:
         """The labels of the most probable arcs, or the best of a beam; `blank` after the end.
 
         Raises:
@@ -259,16 +255,22 @@ class ConformerTransducer(Conformer):
         if durations:
             if self.beam > 1:
                 raise BaseModelError("There is no beam search for token-and-duration transducers. Use a beam of 1.")
-            ids = tdt_greedy(joint, step, encoded, frames, state, durations=durations, **limits)
+            ids, log_prob = tdt_greedy(joint, step, encoded, frames, state, durations=durations, **limits)
         elif self.beam == 1:
-            ids = transducer_greedy(joint, step, encoded, frames, state, **limits)
+            ids, log_prob = transducer_greedy(joint, step, encoded, frames, state, **limits)
         else:
-            ids = transducer_beam(joint, step, encoded, frames, state, beam=self.beam, **limits)[0][:, 0]
-        return self._filled(ids, max_tokens)
+            ids, log_prob = _first(transducer_beam(joint, step, encoded, frames, state, beam=self.beam, **limits))
+        return Decoded(self._filled(ids, max_tokens), log_prob)
 
     def _begun(self, labels: Int[Array, "B U"]) -> Int[Array, "B U1"]:
         """Labels after the start, which is the blank."""
         return jnp.pad(labels, ((0, 0), (1, 0)), constant_values=self.blank)
+
+
+def _first(hypotheses: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The best hypothesis of a beam, and its log probability."""
+    ids, scores = hypotheses
+    return ids[:, 0], scores[:, 0]
 
 
 def conformer(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from specialize.base.probability import log_prob_of_best
+
 
 def ctc_loss_total(
     logits: Float[Array, "B T V"],
@@ -42,16 +44,23 @@ def ctc_loss_total(
 
 def ctc_greedy(
     logits: Float[Array, "B T V"], frames: Int[Array, "B"], blank: int, max_tokens: int, pad: int
-) -> Int[Array, "B {max_tokens}"]:
-    """The labels of the most probable token of every frame: repeats joined, blanks dropped, `pad` after the end."""
+) -> tuple[Int[Array, "B {max_tokens}"], Float[Array, "B"]]:
+    """The labels of the most probable token of every frame: repeats joined, blanks dropped, `pad` after the end.
+
+    Returns:
+        Labels, and the log probability of the alignment that they were read off, the most probable one: a lower bound
+        of that of the labels.
+    """
     rows, t_size, _ = logits.shape
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     before = jnp.pad(best, ((0, 0), (1, 0)), constant_values=blank)[:, :t_size]
-    kept = (best != blank) & (best != before) & (jnp.arange(t_size)[None, :] < frames[:, None])
+    heard = jnp.arange(t_size)[None, :] < frames[:, None]
+    kept = (best != blank) & (best != before) & heard
     # What is dropped or too late is written to a column that is cut off.
     at = jnp.where(kept, jnp.minimum(jnp.cumsum(kept, axis=1) - 1, max_tokens), max_tokens)
     ids = jnp.full((rows, max_tokens + 1), pad, jnp.int32)
-    return jax.vmap(lambda row, i, x: row.at[i].set(x))(ids, at, best)[:, :max_tokens]
+    ids = jax.vmap(lambda row, i, x: row.at[i].set(x))(ids, at, best)[:, :max_tokens]
+    return ids, jnp.sum(jnp.where(heard, log_prob_of_best(logits), 0.0), axis=1)
 
 
 def ctc_prefix_beam(

@@ -27,7 +27,7 @@ from specialize.base.whisper_model import WhisperConfig
 from specialize.errors import BaseModelError
 
 FORMAT = 1
-_RUNTIME = ("context", "tail", "tokens_per_second", "max_seconds", "max_symbols", "beam")
+_RUNTIME = ("context", "tail", "tokens_per_second", "no_speech", "max_seconds", "max_symbols", "beam")
 """Fields of an architecture that say how it is used, not what it is: no part of the fingerprint."""
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 """How Whisper's tokens for languages are spelled."""
@@ -234,6 +234,8 @@ def load_base(folder: Path | str, *, verify: bool = True) -> Base:
     except (OSError, UnicodeDecodeError) as error:
         raise BaseModelError(f"The tokenizer.json of '{folder}' cannot be read: {error}. Import it again.") from error
     tokenizer = Tokenizer(definition, data["end"], data.get("tokenizer", "whisper"))
+    if isinstance(architecture, Whisper) and architecture.no_speech is None:  # folders of before it was known
+        architecture = dataclasses.replace(architecture, no_speech=tokenizer.no_speech)
     try:
         params = ocp.load(epath.Path(folder.absolute() / "params"))
     except Exception as error:  # Orbax raises many types for damaged folders.

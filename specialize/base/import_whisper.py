@@ -37,6 +37,7 @@ def import_whisper(folder: Path, config: dict[str, Any], language: str | None, t
         end=end,
         suppress=tuple(sorted(set(generation.get("suppress_tokens") or ()) - {-1})),
         begin_suppress=tuple(generation.get("begin_suppress_tokens") or ()),
+        no_speech=tokenizer.no_speech,
     )
     shapes = jax.eval_shape(architecture.init, jax.random.key(0))
     params = fill(

@@ -95,6 +95,12 @@ class Tokenizer:
         return self._tokenizer.token_to_id(token)
 
     @property
+    def no_speech(self) -> int | None:
+        """The id of Whisper's token for a window without speech; None where there is none."""
+        found = self.id_of("<|nospeech|>")  # so since large-v3, and `nocaptions` before
+        return self.id_of("<|nocaptions|>") if found is None else found
+
+    @property
     def markup(self) -> dict[str, int]:
         """The tokens that are no text, by their spelling."""
         added = self._tokenizer.get_added_tokens_decoder()

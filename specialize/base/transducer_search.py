@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from specialize.base.probability import log_prob_of_best
+
 
 def transducer_greedy(
     joint: Callable[..., Any],
@@ -24,7 +26,7 @@ def transducer_greedy(
     pad: int,
     max_symbols: int = 10,
     start: int | None = None,
-) -> Int[Array, "B {max_tokens}"]:
+) -> tuple[Int[Array, "B {max_tokens}"], Float[Array, "B"]]:
     """The labels of the most probable arc at each node of an RNN-T, `pad` after the end. One loop for all rows.
 
     Args:
@@ -35,11 +37,15 @@ def transducer_greedy(
         state: of the prediction network before `start`; every leaf leads with B.
         max_symbols: labels in one frame, after which the next frame follows without a blank.
         start: the token before the first label; `blank_id` where it is None.
+
+    Returns:
+        Labels, and the log probability of the arcs taken, blanks too: a lower bound of that of the labels, unless
+        `max_symbols` or `max_tokens` has cut them off.
     """
 
     def pick(logits):
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return token, (token == blank_id).astype(jnp.int32)
+        return token, (token == blank_id).astype(jnp.int32), log_prob_of_best(logits)
 
     first = blank_id if start is None else start
     return _greedy(joint, step, pick, encoded, frames, state, blank_id, max_tokens, pad, max_symbols, first)
@@ -58,17 +64,19 @@ def tdt_greedy(
     pad: int,
     max_symbols: int = 10,
     start: int | None = None,
-) -> Int[Array, "B {max_tokens}"]:
+) -> tuple[Int[Array, "B {max_tokens}"], Float[Array, "B"]]:
     """As `transducer_greedy`, for logits of V tokens and then of `durations`: the most probable of each is taken.
 
-    A blank passes at least one frame, whatever duration is the most probable.
+    A blank passes at least one frame, whatever duration is the most probable; the probability is that of the latter.
     """
     frames_passed = jnp.array(durations, jnp.int32)
 
     def pick(logits):
-        token = jnp.argmax(logits[:, : -len(durations)], axis=-1).astype(jnp.int32)
-        passed = frames_passed[jnp.argmax(logits[:, -len(durations) :], axis=-1)]
-        return token, jnp.where(token == blank_id, jnp.maximum(passed, 1), passed)
+        tokens, lasting = logits[:, : -len(durations)], logits[:, -len(durations) :]
+        token = jnp.argmax(tokens, axis=-1).astype(jnp.int32)
+        passed = frames_passed[jnp.argmax(lasting, axis=-1)]
+        passed = jnp.where(token == blank_id, jnp.maximum(passed, 1), passed)
+        return token, passed, log_prob_of_best(tokens) + log_prob_of_best(lasting)
 
     first = blank_id if start is None else start
     return _greedy(joint, step, pick, encoded, frames, state, blank_id, max_tokens, pad, max_symbols, first)
@@ -174,26 +182,28 @@ def _greedy(
     max_symbols: int,
     start: int,
 ) -> Any:
-    """`pick(logits) -> (token [B], frames to pass [B])` decides at each node."""
+    """`pick(logits) -> (token [B], frames to pass [B], log probability [B])` decides at each node."""
     rows, t_size, _ = encoded.shape
     ids = jnp.full((rows, max_tokens), pad, jnp.int32)
+    total = jnp.zeros((rows,))
     if not t_size:
-        return ids
+        return ids, total
     zeros = jnp.zeros((rows,), jnp.int32)
 
     def live(t, written):
         return (t < frames) & (written < max_tokens)
 
     def running(carry):
-        _, t, _, written, _ = carry
+        _, _, t, _, written, _ = carry
         return jnp.any(live(t, written))
 
     def visit(carry):
-        ids, t, symbols, written, memory = carry
+        ids, total, t, symbols, written, memory = carry
         at = jnp.minimum(t, t_size - 1)
         frame = jnp.take_along_axis(encoded, at[:, None, None], axis=1)[:, 0]
-        token, passed = pick(joint(frame, memory[0]))
+        token, passed, log_prob = pick(joint(frame, memory[0]))
         alive = live(t, written)
+        total = jnp.where(alive, total + log_prob, total)
         emits = alive & (token != blank_id)
         symbols = symbols + emits
         passed = jnp.where(symbols >= max_symbols, jnp.maximum(passed, 1), passed)
@@ -206,10 +216,10 @@ def _greedy(
 
         memory = jax.lax.cond(jnp.any(emits), write, lambda memory: memory, memory)
         symbols = jnp.where(passed > 0, 0, symbols)
-        return ids, t + jnp.where(alive, passed, 0), symbols, written + emits, memory
+        return ids, total, t + jnp.where(alive, passed, 0), symbols, written + emits, memory
 
     memory = step(jnp.full((rows,), start, jnp.int32), state)
-    return jax.lax.while_loop(running, visit, (ids, zeros, zeros, zeros, memory))[0]
+    return jax.lax.while_loop(running, visit, (ids, total, zeros, zeros, zeros, memory))[:2]
 
 
 def _best(hypotheses: Any, beam: int) -> Any:

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from specialize.base.architecture import Augment, Losses
+from specialize.base.architecture import Augment, Decoded, Losses
 from specialize.base.batch import Batch
 from specialize.base.frontend import LogMel
+from specialize.base.probability import log_prob_of_best
 from specialize.base.spec_augment import spec_augment
 from specialize.base.whisper_model import WhisperConfig, WhisperModel
 
@@ -45,6 +46,8 @@ class Whisper:
     """Seconds of silence that a row keeps after its end in the context `needed`."""
     tokens_per_second: float = 8.0
     """Decoding of a row ends after so many tokens a second of its audio (and 8), for a decoder that repeats itself."""
+    no_speech: int | None = None
+    """Token id whose probability after the start is that of no speech; None where the checkpoint has none."""
 
     sample_rate = 16_000
 
@@ -130,13 +133,17 @@ class Whisper:
         total = jnp.sum(jnp.where(valid, each, 0.0), axis=1)
         return Losses(total, jnp.sum(valid, axis=1).astype(jnp.float32))
 
-    def decode(
-        self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int
-    ) -> Int[Array, "B {max_tokens}"]:
+    def decode(self, params: Any, audio: Float[Array, "B N"], samples: Int[Array, "B"], *, max_tokens: int) -> Decoded:
         """Greedy text ids, `end` after the end. One loop for all rows; it stops when the last row has ended.
 
         Keys and values of the encoder are made once. A row ends at `end`, or when it has had as many tokens as its
         length allows (`tokens_per_second`). Rows without audio end at once.
+
+        The log probability is that of the tokens and of the end, where the row came to it, among the tokens that are
+        not suppressed, as in the reference.
+
+        Raises:
+            ValueError: `max_tokens` is more than `max_labels`.
         """
         if max_tokens > self.max_labels:
             raise ValueError(f"max_tokens={max_tokens}, but this base decodes at most {self.max_labels}.")
@@ -156,33 +163,39 @@ class Whisper:
             logits, changed = self.model.apply(
                 variables, tokens, encoded, cross_mask, length, at, method="decode", mutable=["cache"]
             )
-            return logits[:, -1], {"params": params, "cache": changed["cache"]}
+            return logits, {"params": params, "cache": changed["cache"]}
 
         prompt = jnp.broadcast_to(jnp.array(self.prompt, jnp.int32)[None], (rows, start))
         logits, variables = advance({"params": params}, prompt, jnp.int32(0), encoded)
-        first = self._pick(logits, self.suppress + self.begin_suppress)
+        silent = None if self.no_speech is None else jax.nn.softmax(logits[:, 0], axis=-1)[:, self.no_speech]
+        picked = self._pick(logits[:, -1], self.suppress + self.begin_suppress)
         ids = jnp.full((rows, steps), self.end, jnp.int32)
 
         def running(carry):
-            _, _, done, at, _ = carry
+            _, _, _, done, at, _ = carry
             return jnp.any(~done) & (at < steps)
 
         def step(carry):
-            ids, token, done, at, cache = carry
-            token = jnp.where(done | (at >= limit), self.end, token)
+            ids, (token, log_prob), total, done, at, cache = carry
+            forced = done | (at >= limit)
+            token, total = jnp.where(forced, self.end, token), jnp.where(forced, total, total + log_prob)
             done = token == self.end
             ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, at))
             logits, variables = advance({"params": params, "cache": cache}, token[:, None], start + at, None)
-            return ids, self._pick(logits, self.suppress), done, at + 1, variables["cache"]
+            return ids, self._pick(logits[:, -1], self.suppress), total, done, at + 1, variables["cache"]
 
-        carry = (ids, first, jnp.zeros((rows,), bool), jnp.int32(0), variables["cache"])
-        ids = jax.lax.while_loop(running, step, carry)[0]
-        return jnp.pad(ids, ((0, 0), (0, max_tokens - steps)), constant_values=self.end)
+        carry = (ids, picked, jnp.zeros((rows,)), jnp.zeros((rows,), bool), jnp.int32(0), variables["cache"])
+        ids, _, total, *_ = jax.lax.while_loop(running, step, carry)
+        return Decoded(jnp.pad(ids, ((0, 0), (0, max_tokens - steps)), constant_values=self.end), total, silent)
 
     def _apply(self, params: Any, *arguments: Any, method: str | None = None) -> Any:
         return self.model.apply({"params": params}, *arguments, method=method)
 
-    def _pick(self, logits: Float[Array, "B V"], suppressed: tuple[int, ...]) -> Int[Array, "B"]:
+    def _pick(
+        self, logits: Float[Array, "B V"], suppressed: tuple[int, ...]
+    ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+        """The most probable of the tokens that are not suppressed, and its log probability among them."""
         allowed: Bool[np.ndarray, "V"] = np.ones((self.config.vocab_size,), bool)
         allowed[list(suppressed)] = False
-        return jnp.argmax(jnp.where(allowed[None], logits, -jnp.inf), axis=-1).astype(jnp.int32)
+        logits = jnp.where(allowed[None], logits, -jnp.inf)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), log_prob_of_best(logits)

@@ -155,7 +155,7 @@ def _decode(
 
     def rows(submodel: Any, audio: Any, samples: Any) -> Any:
         with inserted(spec, by_module(submodel), params) as changed:
-            return architecture.decode(changed, audio, samples, max_tokens=max_tokens)
+            return architecture.decode(changed, audio, samples, max_tokens=max_tokens).ids
 
     if not own:
         return rows(submodel, audio, samples)

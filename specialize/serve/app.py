@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _PAGE = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
+_SEEK_PER_SECOND = 100
+"""`seek` is the start of a piece in Whisper's frames of 10 ms."""
 _EVERYTHING = Grant(name="loopback", speakers=("*",), manages=True)
 
 
@@ -279,17 +282,19 @@ class _Http:
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:
-    """A segment of OpenAI's, as far as there is something to say: greedy decoding keeps no probabilities."""
-    text = segment.text.encode()
+    """A segment of OpenAI's, without the probabilities that the base cannot give, or that are not finite."""
+    text, found = segment.text.encode(), segment.found
+    said = {"avg_logprob": found.avg_logprob, "no_speech_prob": found.no_speech_prob}
     return {
         "id": number,
-        "seek": round(100 * segment.start),
+        "seek": round(_SEEK_PER_SECOND * segment.start),
         "start": segment.start,
         "end": segment.end,
         "text": segment.text,
+        "tokens": found.tokens,
         "temperature": 0.0,
         "compression_ratio": len(text) / len(zlib.compress(text)),
-    }
+    } | {name: value for name, value in said.items() if value is not None and math.isfinite(value)}
 
 
 def _not_there() -> Refused:

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from specialize.errors import Forgotten, SpecializeError
+from specialize.serve.recognizer import Hypothesis
 from specialize.serve.slots import Resident
 
 
@@ -37,7 +38,9 @@ class Decoder(Protocol):
 
     def padded(self, samples: int, lengths: Sequence[int] = ()) -> int: ...
 
-    def decode(self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int) -> list[str]: ...
+    def decode(
+        self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int
+    ) -> list[Hypothesis]: ...
 
 
 @dataclass(eq=False)
@@ -47,7 +50,7 @@ class _Row:
     spec: Hashable
     padded: int
     arrived: float
-    text: "Future[str]" = field(default_factory=Future)
+    found: "Future[Hypothesis]" = field(default_factory=Future)
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
 
-    def submit(self, resident: Resident | None, clips: Sequence[np.ndarray]) -> "list[Future[str]]":
-        """The texts to come of the clips of one recording, which is taken as a whole or refused.
+    def submit(self, resident: Resident | None, clips: Sequence[np.ndarray]) -> "list[Future[Hypothesis]]":
+        """What is to come of the clips of one recording, which is taken as a whole or refused.
 
         Args:
             resident: from `Recognizer.fetch`.
@@ -115,7 +118,7 @@ class Batcher:
             self._admit()
             self._queue.extend(rows)
             self._changed.notify_all()
-        return [row.text for row in rows]
+        return [row.found for row in rows]
 
     def admit(self) -> None:
         """Raises what `submit` would raise now, so that nothing is spent on a request that will be refused."""
@@ -137,8 +140,8 @@ class Batcher:
         with self._changed:
             left, self._queue = list(self._queue), deque()
         for row in left:
-            if row.text.set_running_or_notify_cancel():
-                row.text.set_exception(Closed("The server ended before it came to this."))
+            if row.found.set_running_or_notify_cancel():
+                row.found.set_exception(Closed("The server ended before it came to this."))
 
     def _admit(self) -> None:
         if self._closing:
@@ -192,37 +195,37 @@ class Batcher:
         return [row for row, _ in zip(fitting, range(self._recognizer.batch), strict=False)]
 
     def _compute(self, batch: list[_Row]) -> int:
-        """Gives each row its text; returns how many there were to compute."""
-        live = [row for row in batch if row.text.set_running_or_notify_cancel()]
+        """Gives each row what is decoded of it; returns how many there were to compute."""
+        live = [row for row in batch if row.found.set_running_or_notify_cancel()]
         for row in [row for row in live if row.resident is not None and row.resident.forgotten]:
-            row.text.set_exception(Forgotten("The speaker was deleted."))
+            row.found.set_exception(Forgotten("The speaker was deleted."))
             live.remove(row)
         if not live:
             return 0
         padded = max(row.padded for row in live)
         try:
-            texts = self._recognizer.decode([row.resident for row in live], [row.clip for row in live], padded)
+            found = self._recognizer.decode([row.resident for row in live], [row.clip for row in live], padded)
         except Exception as error:
             if len(live) == 1:
-                live[0].text.set_exception(error)
+                live[0].found.set_exception(error)
                 return 1
             for row in live:  # so that one row's trouble is not its neighbours'
                 self._alone(row)
             return len(live)
-        for row, text in zip(live, texts, strict=True):
-            _answer(row, text)
+        for row, hypothesis in zip(live, found, strict=True):
+            _answer(row, hypothesis)
         return len(live)
 
     def _alone(self, row: _Row) -> None:
         try:
             _answer(row, self._recognizer.decode([row.resident], [row.clip], row.padded)[0])
         except Exception as error:
-            row.text.set_exception(error)
+            row.found.set_exception(error)
 
 
-def _answer(row: _Row, text: str) -> None:
-    """Gives a row its text, unless its speaker was deleted meanwhile."""
+def _answer(row: _Row, hypothesis: Hypothesis) -> None:
+    """Gives a row what was decoded of it, unless its speaker was deleted meanwhile."""
     if row.resident is not None and row.resident.forgotten:
-        row.text.set_exception(Forgotten("The speaker was deleted."))
+        row.found.set_exception(Forgotten("The speaker was deleted."))
     else:
-        row.text.set_result(text)
+        row.found.set_result(hypothesis)

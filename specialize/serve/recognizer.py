@@ -3,13 +3,14 @@
 import functools
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from specialize.base import Base
+from specialize.base import Base, Decoded
 from specialize.corpus.audio import read_audio
 from specialize.errors import ConfigError, CorpusError, FingerprintMismatch, NoSubmodel, SpecError, StoreError
 from specialize.serve.cache import Store, SubmodelCache
@@ -19,6 +20,20 @@ from specialize.submodel.layout import Layout
 from specialize.submodel.rows import decode_rows
 
 _GRID_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What was decoded of one utterance."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """Ids of the text, without the end."""
+    avg_logprob: float
+    """Natural logarithm of the probability of what the search decided on (`Decoded.log_prob`), divided by the number of
+    tokens and one more for the end, as OpenAI's Whisper has it."""
+    no_speech_prob: float | None
+    """Probability that nothing was said; None of a base that cannot say."""
 
 
 class Recognizer:
@@ -140,8 +155,8 @@ class Recognizer:
             for at in range(0, len(rows), self.batch):
                 part = rows[at : at + self.batch]
                 padded = self.padded(max(len(clips[row]) for row in part), lengths)
-                texts = self.decode([residents[row] for row in part], [clips[row] for row in part], padded)
-                yield from zip(part, texts, strict=True)
+                found = self.decode([residents[row] for row in part], [clips[row] for row in part], padded)
+                yield from zip(part, (hypothesis.text for hypothesis in found), strict=True)
 
     def fetch(self, speaker: str) -> Resident | None:
         """The newest version of a speaker's Submodel; None where the base is to transcribe.
@@ -163,8 +178,10 @@ class Recognizer:
         padded = min((n for n in lengths if n >= samples), default=-(-samples // grid) * grid)
         return min(padded, max(self.base.architecture.max_samples, samples))
 
-    def decode(self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int) -> list[str]:
-        """The texts of one compiled call.
+    def decode(
+        self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int
+    ) -> list[Hypothesis]:
+        """What is decoded of the clips in one compiled call.
 
         Args:
             residents: of one spec, or None for all; at most `batch`.
@@ -185,11 +202,11 @@ class Recognizer:
             samples[row] = len(clip)
         with_submodels = [resident for resident in residents if resident is not None]
         if not with_submodels:
-            ids = self._plain(self._params, audio, samples)
+            decoded = self._plain(self._params, audio, samples)
         else:
             slots, program = self._program(with_submodels[0].spec)
-            ids = program(self._params, slots.rows(with_submodels, rows), audio, samples)
-        return [self.base.tokenizer.decode(row.tolist()) for row in np.asarray(ids)[: len(clips)]]
+            decoded = program(self._params, slots.rows(with_submodels, rows), audio, samples)
+        return self._hypotheses(jax.device_get(decoded), len(clips))
 
     def warm(self, specs: Sequence[Kind], lengths: Sequence[int], *, alone: bool = True) -> Iterator[str]:
         """Compiles what batches of these specs, and of the base alone, need at these lengths; tells what it is at.
@@ -209,11 +226,11 @@ class Recognizer:
                 audio, samples = np.zeros((rows, padded), np.float32), np.full((rows,), 1, np.int32)
                 yield f"{rows} x {padded / self.base.architecture.sample_rate:g} s"
                 if alone:
-                    self._plain(self._params, audio, samples).block_until_ready()
+                    jax.block_until_ready(self._plain(self._params, audio, samples))
                 for spec in specs:
                     slots, program = self._program(spec)
                     vectors = np.zeros((rows, slots.size), np.float32)
-                    program(self._params, jax.device_put(vectors), audio, samples).block_until_ready()
+                    jax.block_until_ready(program(self._params, jax.device_put(vectors), audio, samples))
 
     def forget(self, speaker: str) -> int:
         """Drops a speaker's Submodel from memory and slots at once, and refuses it to requests that are under way.
@@ -249,6 +266,16 @@ class Recognizer:
                 f"{name} of {seconds:.1f} s is longer than this base takes ({most:.1f} s). Cut it at pauses."
             )
         return clip
+
+    def _hypotheses(self, decoded: Decoded, count: int) -> list[Hypothesis]:
+        end, found = self.base.tokenizer.end, []
+        for row in range(count):
+            ids = decoded.ids[row].tolist()
+            tokens = tuple(ids[: ids.index(end)] if end in ids else ids)
+            average = float(decoded.log_prob[row]) / (len(tokens) + 1)
+            silent = None if decoded.no_speech is None else float(decoded.no_speech[row])
+            found.append(Hypothesis(self.base.tokenizer.decode(tokens), tokens, average, silent))
+        return found
 
     def _residents(self, submodels: Sequence[StoredSubmodel | Resident | str | Path | None]) -> list[Resident | None]:
         """What each row needs in a slot; rows with the same Submodel share one."""
@@ -296,12 +323,12 @@ class _Nothing:
         raise NoSubmodel(f"There is no Submodel of '{speaker}': this recogniser was given no store.")
 
 
-def _decode_plain(architecture: Any, max_tokens: int, params: Any, audio: Any, samples: Any) -> Any:
+def _decode_plain(architecture: Any, max_tokens: int, params: Any, audio: Any, samples: Any) -> Decoded:
     return architecture.decode(params, audio, samples, max_tokens=max_tokens)
 
 
 def _decode_with(
     architecture: Any, max_tokens: int, spec: Kind, layout: Layout, params: Any, vectors: Any, audio: Any, samples: Any
-) -> Any:
+) -> Decoded:
     bank = layout.unpack(vectors)
     return decode_rows(architecture, spec, params, bank, audio, samples, max_tokens=max_tokens)

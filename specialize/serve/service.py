@@ -13,7 +13,7 @@ from specialize.base import Base
 from specialize.errors import SpecError, SpecializeError, StoreError
 from specialize.serve.audio import AudioDecoder, cut_at_pauses
 from specialize.serve.batcher import Batch, Batcher, Busy
-from specialize.serve.recognizer import Recognizer
+from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.slots import Resident
 from specialize.submodel import Kind, SubmodelStore
 
@@ -30,12 +30,17 @@ class Preparing(SpecializeError):
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a recording, cut at a pause, and its text."""
+    """A piece of a recording, cut at a pause, and what was decoded of it."""
 
     start: float
     """Seconds."""
     end: float
-    text: str
+    found: Hypothesis
+
+    @property
+    def text(self) -> str:
+        """Without spaces around it."""
+        return self.found.text.strip()
 
 
 @dataclass(frozen=True)
@@ -181,13 +186,13 @@ class Service:
             Forgotten: the speaker was deleted meanwhile.
         """
         clips = [self.recognizer.clip(heard.audio[start:end]) for start, end in heard.pieces]
-        texts = [asyncio.wrap_future(text) for text in self.batcher.submit(heard.resident, clips)]
+        coming = [asyncio.wrap_future(found) for found in self.batcher.submit(heard.resident, clips)]
         try:
-            for (start, end), text in zip(heard.pieces, texts, strict=True):
-                yield Segment(start / heard.rate, end / heard.rate, (await text).strip())
+            for (start, end), found in zip(heard.pieces, coming, strict=True):
+                yield Segment(start / heard.rate, end / heard.rate, await found)
         finally:
-            for text in texts:
-                text.cancel()
+            for found in coming:
+                found.cancel()
 
     async def forget(self, speaker: str) -> int | None:
         """Deletes a speaker's Submodel from the store, from memory and from the slots.

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from specialize.base.architecture import Architecture
+from specialize.base.architecture import Architecture, Decoded
 from specialize.submodel.insert import Submodel, changed_calls, inserted
 from specialize.submodel.kinds import Kind
 
@@ -22,7 +22,7 @@ def decode_rows(
     samples: Any,
     *,
     max_tokens: int,
-) -> Any:
+) -> Decoded:
     """As `architecture.decode`, each row with its own Submodel.
 
     The sites' calls are changed row by row, and all else is computed for the batch. Where that cannot be, because the
@@ -39,7 +39,7 @@ def decode_rows(
         max_tokens: of each row.
 
     Returns:
-        int32 [B, max_tokens].
+        As `architecture.decode`.
     """
     if not spec.rewrites and _are_row_by_row(architecture, params, bank):
         with inserted_rows(spec, bank, audio.shape[0]):
@@ -47,7 +47,8 @@ def decode_rows(
 
     def row(submodel, clip, length):
         with inserted(spec, submodel, params) as changed:
-            return architecture.decode(changed, clip[None], length[None], max_tokens=max_tokens)[0]
+            decoded = architecture.decode(changed, clip[None], length[None], max_tokens=max_tokens)
+        return jax.tree.map(lambda leaf: leaf[0], decoded)
 
     return jax.vmap(row)(bank, audio, samples)
 

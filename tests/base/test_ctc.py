@@ -141,8 +141,10 @@ def test_greedy_joins_repeats_and_drops_blanks(blank):
     logits = random_logits(4, 12, 10, 5)
     frames = jnp.arange(12) % 11
     outside = np.arange(10)[None, :, None] >= np.asarray(frames)[:, None, None]
-    ids = np.asarray(greedy(np.where(outside, np.nan, logits), frames, blank, 5, -1))
+    ids, log_prob = map(np.asarray, greedy(np.where(outside, np.nan, logits), frames, blank, 5, -1))
     for row in range(12):
+        path = jax.nn.log_softmax(logits[row, : int(frames[row])]).max(axis=-1).sum()
+        np.testing.assert_allclose(log_prob[row], path, rtol=1e-5, atol=1e-6)
         expected = collapse(logits[row, : int(frames[row])].argmax(axis=-1).tolist(), blank)[:5]
         assert ids[row].tolist() == [*expected, *[-1] * (5 - len(expected))]
 

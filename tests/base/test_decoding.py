@@ -28,7 +28,7 @@ def compiled(architecture: Architecture, tokens: int):
 
 def decoded(base: Base, audio, samples, architecture=None, tokens: int = TOKENS) -> np.ndarray:
     """Ids [B, tokens]."""
-    return np.asarray(compiled(architecture or base.architecture, tokens)(base.params, audio, samples))
+    return np.asarray(compiled(architecture or base.architecture, tokens)(base.params, audio, samples).ids)
 
 
 def lengths_of(ids: np.ndarray, end: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_vmapped_over_slots_is_one_at_a_time(base):
     slots = [random_speech(base, seed=seed) for seed in range(2)]
     audio, samples = (np.stack(arrays) for arrays in zip(*slots, strict=True))
     samples[1, 2:] = 0
-    decode = jax.vmap(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=TOKENS), (None, 0, 0))
+    decode = jax.vmap(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=TOKENS).ids, (None, 0, 0))
     together = np.asarray(jax.jit(decode)(base.params, audio, samples))
     for slot in range(2):
         np.testing.assert_array_equal(together[slot], decoded(base, audio[slot], samples[slot]))
@@ -97,7 +97,7 @@ def test_room_that_the_audio_cannot_fill_changes_no_text_and_is_not_looked_at(na
         jax.jit(functools.partial(architecture.decode, max_tokens=tokens)).lower(base.params, audio, samples).compile()
         for tokens in (most, 40 * most)
     ]
-    exact, roomy = (np.asarray(program(base.params, audio, samples)) for program in programs)
+    exact, roomy = (np.asarray(program(base.params, audio, samples).ids) for program in programs)
     np.testing.assert_array_equal(roomy[:, :most], exact)
     assert roomy.shape == (len(audio), 40 * most)
     assert (roomy[:, most:] == base.tokenizer.end).all()
@@ -179,3 +179,54 @@ def test_there_is_no_beam_for_durations():
     base = tiny_parakeet_tdt().with_beam(2)
     with pytest.raises(BaseModelError, match="no beam search for token-and-duration"):
         decoded(base, *random_speech(base))
+
+
+def test_the_log_probability_of_a_whispers_text_is_that_of_its_tokens_by_teacher_forcing():
+    base = talking_whisper()
+    architecture = dataclasses.replace(whisper_of(base), no_speech=7)
+    audio, samples = random_speech(base)
+    for most in (TOKENS, 3):  # three tokens are too few to come to the end
+        found = compiled(architecture, most)(base.params, audio, samples)
+        ids = np.asarray(found.ids)
+        start = len(architecture.prompt)
+        tokens = np.concatenate([np.tile(architecture.prompt, (len(ids), 1)), ids], axis=1).astype(np.int32)
+        logits = np.array(jax.jit(architecture.logits)(base.params, audio, samples, tokens))
+        silent = jax.nn.softmax(logits[:, 0], axis=-1)[:, 7]
+        np.testing.assert_allclose(found.no_speech, silent, rtol=1e-4)
+        logits[..., list(architecture.suppress)] = -np.inf
+        logits[:, start - 1, list(architecture.begin_suppress)] = -np.inf
+        each = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits[:, start - 1 : -1])), ids[..., None], -1)[..., 0]
+        lengths = lengths_of(ids, base.tokenizer.end)
+        limits = np.ceil(samples * architecture.tokens_per_second / architecture.sample_rate) + 8
+        counted = lengths + (lengths < limits)  # the end is decided on too, where it is not the limit's
+        expected = [row[:n].sum() for row, n in zip(each, counted, strict=True)]
+        np.testing.assert_allclose(found.log_prob, expected, rtol=1e-4)
+        assert (lengths < TOKENS).any()
+        assert (expected[0] < -0.1).any()
+
+
+def test_a_whisper_without_the_token_does_not_say_whether_there_is_speech():
+    base = talking_whisper()
+    assert compiled(base.architecture, TOKENS)(base.params, *random_speech(base)).no_speech is None
+
+
+@pytest.mark.parametrize(
+    ("name", "beam"),
+    [("conformer-ctc", 1), ("conformer-ctc", 3), ("conformer-transducer", 3)],  # greedy transducers: test_transducer.py
+)
+def test_a_log_probability_is_at_most_that_of_all_alignments_of_the_text(name, beam):
+    base = TALKING[name]().with_beam(beam)
+    audio, samples = random_speech(base)
+    samples[1] = 0
+    found = compiled(base.architecture, 400)(base.params, audio, samples)
+    ids = np.asarray(found.ids)
+    lengths = lengths_of(ids, base.tokenizer.end)
+    labels = np.where(ids == base.tokenizer.end, 0, ids)[:, : max(lengths)]
+    losses = jax.jit(base.architecture.losses)(base.params, Batch(audio, samples, labels, lengths.astype(np.int32)))
+    log_prob = np.asarray(found.log_prob)
+    assert log_prob[1] == 0.0
+    said = lengths > 0
+    assert said.sum() >= 2
+    assert (log_prob[said] <= -np.asarray(losses.total)[said] + 1e-3).all()
+    assert (log_prob[said] < 0).all()
+    assert found.no_speech is None

@@ -412,3 +412,25 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_base(tiny_whisper(), tmp_path / "base")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("spelled", ["<|nospeech|>", "<|nocaptions|>"])
+def test_the_token_for_no_speech_is_the_tokenizers_and_no_part_of_the_fingerprint(tmp_path, spelled):
+    tiny = tiny_whisper()
+    made = tokenizers.Tokenizer.from_str(tiny.tokenizer.definition)
+    made.add_special_tokens([spelled])
+    tokenizer = Tokenizer(made.to_str(), tiny.tokenizer.end)
+    expected = tokenizer.id_of(spelled)
+    hf = checkpoint(tmp_path / "hf", tensors(tiny))
+    (hf / "tokenizer.json").write_text(made.to_str())
+    imported = import_base(hf, tmp_path / "base")
+    assert expected is not None
+    assert whisper_of(imported).no_speech == whisper_of(load_base(tmp_path / "base")).no_speech == expected
+    without = Base.make(dataclasses.replace(whisper_of(imported), no_speech=None), imported.params, tokenizer)
+    assert without.fingerprint == imported.fingerprint
+
+    description = json.loads((tmp_path / "base" / "base.json").read_text())
+    del description["config"]["no_speech"]  # a folder of before it was known
+    (tmp_path / "base" / "base.json").write_text(json.dumps(description))
+    assert whisper_of(load_base(tmp_path / "base")).no_speech == expected
+    assert whisper_of(tiny).no_speech is None

@@ -167,7 +167,7 @@ def test_logits_and_loss(pair, spoken):
 
 def test_greedy_texts(pair, spoken):
     model, base = pair
-    decode = jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=300))
+    decode = jax.jit(lambda p, a, n: base.architecture.decode(p, a, n, max_tokens=300).ids)
     ours = np.asarray(decode(base.params, *spoken)).tolist()
     assert len({tuple(row) for row in ours}) == 3, "texts that say nothing about the audio"
     markup = (base.tokenizer.end, model.config.pad_token_id)

@@ -46,7 +46,9 @@ def test_encoder(whisper, architecture, reference, spoken):
 
 def test_greedy_texts(whisper, architecture, reference, spoken):
     decode = jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=48))
-    for ids, u in zip(np.asarray(decode(whisper.params, *spoken)).tolist(), reference, strict=True):
+    found = decode(whisper.params, *spoken)
+    assert ((np.asarray(found.no_speech) > 0) & (np.asarray(found.no_speech) < 0.5)).all()
+    for ids, u in zip(np.asarray(found.ids).tolist(), reference, strict=True):
         assert whisper.tokenizer.decode(ids) == u["greedy_text"]
         expected = [token for token in u["greedy_ids"] if token not in (*architecture.prompt, architecture.end)]
         assert ids[: len(expected)] == expected

@@ -349,17 +349,23 @@ def callables(tables):
 
 
 def naive_greedy(model, encoded, durations, max_tokens, max_symbols):
-    """One row, as the definition says; `durations` None for an RNN-T. Blank is 0."""
+    """Labels of one row and the log probability of its arcs, as the definition says.
+
+    `durations` is None for an RNN-T. Blank is 0.
+    """
     state = model.np_step(0, np.zeros(6, np.float32))
     ids: list[int] = []
     t = symbols = 0
+    log_prob = 0.0
     while t < len(encoded) and len(ids) < max_tokens:
         logits = model.np_joint(encoded[t], state)
         passed = None
         if durations is not None:
             logits, of_duration = logits[: -len(durations)], logits[-len(durations) :]
             passed = durations[int(np.argmax(of_duration))]
+            log_prob += float(jax.nn.log_softmax(of_duration).max())
         token = int(np.argmax(logits))
+        log_prob += float(jax.nn.log_softmax(logits).max())
         if token == 0:
             passed = max(passed or 0, 1)
         else:
@@ -369,7 +375,7 @@ def naive_greedy(model, encoded, durations, max_tokens, max_symbols):
             passed = max(passed or 0, 1) if symbols == max_symbols else passed or 0
         t += passed
         symbols = 0 if passed else symbols
-    return ids
+    return ids, log_prob
 
 
 @pytest.mark.parametrize("durations", [None, DURATIONS])
@@ -387,12 +393,13 @@ def test_greedy_is_the_naive_search_and_rows_are_independent(durations, max_symb
         model = Model(seed, 5, 0 if durations is None else len(durations))
         encoded = 2 * np.random.default_rng(seed).normal(size=(4, 9, 6)).astype(np.float32)
         dirty = np.where(np.arange(9)[None, :, None] < np.asarray(frames)[:, None, None], encoded, np.nan)
-        ids = np.asarray(run(model.tables, dirty, frames))
+        ids, log_prob = map(np.asarray, run(model.tables, dirty, frames))
         for row in range(4):
-            expected = naive_greedy(model, encoded[row, : int(frames[row])], durations, 7, max_symbols)
+            expected, path = naive_greedy(model, encoded[row, : int(frames[row])], durations, 7, max_symbols)
+            np.testing.assert_allclose(log_prob[row], path, rtol=1e-4, atol=1e-5)
             assert ids[row].tolist() == expected + [-1] * (7 - len(expected))
             emitted += len(expected)
-        np.testing.assert_array_equal(run(model.tables, dirty[1:2], frames[1:2])[0], ids[1])
+        np.testing.assert_array_equal(run(model.tables, dirty[1:2], frames[1:2])[0][0], ids[1])
     assert emitted > 30
 
 
@@ -411,7 +418,7 @@ def test_no_text_is_longer_than_its_frames_allow(search):
         state = jnp.zeros((2, 6))
         options = {"blank_id": 0, "max_tokens": room, "pad": -1, "max_symbols": 3, **beam}
         found = jax.jit(lambda x, n: search(joint_without_blank, step, x, n, state, **options))(encoded, frames)
-        return np.asarray(found[0][:, 0] if beam else found)
+        return np.asarray(found[0][:, 0] if beam else found[0])
 
     enough, more = run(12), run(17)
     np.testing.assert_array_equal(more[:, :12], enough)

@@ -121,7 +121,7 @@ def test_greedy_ids(pair, spoken):
     model, base = pair
     architecture = whisper_of(base)
     prompt = list(architecture.prompt)
-    decode = jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=12))
+    decode = jax.jit(lambda p, a, n: architecture.decode(p, a, n, max_tokens=12).ids)
     ours = np.asarray(decode(base.params, *spoken))
     spoken_in = {"language": "en", "task": "transcribe"} if len(prompt) == 4 else {}
     with torch.no_grad():

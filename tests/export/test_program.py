@@ -80,7 +80,7 @@ def ids_of(base: Base, stored: StoredSubmodel, audio: np.ndarray, samples: np.nd
 
     def decode(params, submodel, audio, samples):
         with inserted(stored.spec, submodel, params) as changed:
-            return base.architecture.decode(changed, audio, samples, max_tokens=most)
+            return base.architecture.decode(changed, audio, samples, max_tokens=most).ids
 
     return np.asarray(jax.jit(decode)(base.params, stored.submodel, audio, samples)).tolist()
 

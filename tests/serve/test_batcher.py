@@ -9,7 +9,7 @@ import pytest
 
 from specialize.errors import Forgotten, SpecializeError
 from specialize.serve.batcher import Batcher, Busy, Closed
-from specialize.serve.recognizer import Recognizer
+from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.slots import Resident
 from specialize.submodel import LoRA
 from tests.serve.stores import clips, made, store_of, talking
@@ -35,13 +35,19 @@ class Slow:
         self.seconds, self.batches, self.go = seconds, [], threading.Event()
         self.go.set()
 
-    def decode(self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int) -> list[str]:
+    def decode(
+        self, residents: Sequence[Resident | None], clips: Sequence[np.ndarray], padded: int
+    ) -> list[Hypothesis]:
         self.go.wait(10)
         time.sleep(self.seconds)
         self.batches.append([len(clip) for clip in clips])
         if any(len(clip) == 13 for clip in clips):
             raise SpecializeError("thirteen")
-        return [str(len(clip)) for clip in clips]
+        return [Hypothesis(str(len(clip)), (), 0.0, None) for clip in clips]
+
+
+def text_of(coming, seconds: float = 10) -> str:
+    return coming.result(seconds).text
 
 
 def test_everybody_gets_what_they_would_alone(recognizer):
@@ -50,7 +56,7 @@ def test_everybody_gets_what_they_would_alone(recognizer):
     sound, seen = clips(len(people)), []
     batcher = Batcher(recognizer, [16_000], linger=0.2, watch=seen.append)
     texts = [batcher.submit(resident, [clip])[0] for resident, clip in zip(residents, sound, strict=True)]
-    found = [text.result(120) for text in texts]
+    found = [text_of(text, 120) for text in texts]
     batcher.close()
     alone = [recognizer.transcribe_batch([c], [r])[0] for c, r in zip(sound, residents, strict=True)]
     assert found == alone
@@ -68,7 +74,7 @@ def test_whoever_comes_meanwhile_is_in_the_next_batch():
         time.sleep(0.001)
     later = [batcher.submit(None, [np.zeros(n, np.float32)])[0] for n in (5, 4, 7, 3, 2)]
     slow.go.set()
-    assert [text.result(10) for text in (first, *later)] == ["9", "5", "4", "7", "3", "2"]
+    assert [text_of(text) for text in (first, *later)] == ["9", "5", "4", "7", "3", "2"]
     batcher.close()
     assert slow.batches == [[9], [5, 4, 3, 2], [7]]  # what is longer than the first does not ride along
 
@@ -81,7 +87,9 @@ def test_a_row_in_trouble_has_it_alone():
     slow.go.set()
     with pytest.raises(SpecializeError, match="thirteen"):
         texts[1].result(10)
-    assert [texts[i].result(10) for i in (0, 2, 3)] == ["20", "12", "11"]
+    assert [text_of(texts[i]) for i in (0, 2, 3)] == ["20", "12", "11"]
+    with pytest.raises(SpecializeError, match="thirteen"):
+        batcher.submit(None, [np.zeros(13, np.float32)])[0].result(10)
     batcher.close()
 
 
@@ -95,7 +103,7 @@ def test_too_much_is_refused_and_says_when_to_come_again():
     assert 0 < len(taken) < 100
     assert refused.value.retry_after >= 1
     for text in taken:
-        assert text.result(10) == "5"
+        assert text_of(text) == "5"
     batcher.submit(None, [np.zeros(5, np.float32)])[0].result(10)
     batcher.close()
 
@@ -115,7 +123,7 @@ def test_the_end_serves_what_waits_and_takes_nothing_more():
     batcher = Batcher(slow, [])
     texts = [batcher.submit(None, [np.zeros(5, np.float32)])[0] for _ in range(9)]
     batcher.close()
-    assert [text.result(0) for text in texts] == ["5"] * 9
+    assert [text_of(text, 0) for text in texts] == ["5"] * 9
     with pytest.raises(Closed):
         batcher.submit(None, [np.zeros(5, np.float32)])[0]
 
@@ -147,5 +155,5 @@ def test_a_recording_of_many_pieces_is_taken_as_a_whole_by_whoever_is_idle():
     pieces = batcher.submit(None, [np.zeros(5, np.float32)] * 40)
     with pytest.raises(Busy):
         batcher.submit(None, [np.zeros(5, np.float32)])
-    assert [text.result(10) for text in pieces] == ["5"] * 40
+    assert [text_of(text) for text in pieces] == ["5"] * 40
     batcher.close()

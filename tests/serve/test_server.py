@@ -2,25 +2,30 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import random
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
+from openai.types.audio import TranscriptionVerbose
 
-from specialize.serve.app import Limits, Logging
+from specialize.serve.app import Limits, Logging, _segment
 from specialize.serve.audio import AudioDecoder
 from specialize.serve.keys import KeyFile, Keys
-from specialize.serve.recognizer import Recognizer
-from specialize.serve.service import Service
-from specialize.submodel import LoRA
+from specialize.serve.recognizer import Hypothesis, Recognizer
+from specialize.serve.service import Segment, Service
+from specialize.submodel import LoRA, SubmodelStore
+from tests.bases import talking_whisper, whisper_of
 from tests.serve.services import listening, wav
 from tests.serve.stores import SPEC, clips, made, store_of, talking
 
@@ -84,6 +89,10 @@ def test_openais_client_gets_what_the_recogniser_says(server, service, tokens, c
         assert verbose.duration == pytest.approx(clip.size / 16_000)
         assert verbose.segments is not None
         assert [segment.text for segment in verbose.segments] == [text]
+        segment = verbose.segments[0]
+        assert service.base.tokenizer.decode(segment.tokens).strip() == text
+        assert segment.avg_logprob < 0
+        assert segment.no_speech_prob is None, "a CTC cannot say"
     assert [model.id for model in ours.models.list()] == ["base", "s0", "s1", "worse"]
     assert ours.models.retrieve("s1").id == "s1"
 
@@ -101,6 +110,51 @@ def test_long_audio_comes_in_pieces(server, service, tokens):
     assert [delta.strip() for delta in deltas] == [segment.text for segment in whole.segments]
     assert len(deltas) > 1
     assert [segment.start for segment in whole.segments[1:]] == [segment.end for segment in whole.segments[:-1]]
+
+
+def test_openais_client_reads_all_that_it_knows_of_a_whispers_segments(tmp_path, clip):
+    base = dataclasses.replace(
+        talking_whisper(), architecture=dataclasses.replace(whisper_of(talking_whisper()), no_speech=9)
+    )
+    long = np.concatenate([np.pad(clip, (0, 20_000)) for clip in clips(4, seed=3)])
+    assert 8 * 16_000 > long.size > base.architecture.max_samples
+    store = SubmodelStore(tmp_path)
+    spec = LoRA(("decoder/layers_0/fc1",), rank=2)
+    store.save(made(base, "ana", 1, spec, 0.5))
+    service = Service(Recognizer(base, store, batch=2), store, AudioDecoder(), lengths=())
+    service.warm([spec])
+    full = base.alone().architecture
+    decode = jax.jit(functools.partial(full.decode, max_tokens=full.max_labels))
+    with listening(service) as address:
+        for speaker in ("base", "ana"):
+            said = client(address, "none").audio.transcriptions.create(
+                file=("a.wav", wav(long)), model=speaker, response_format="verbose_json"
+            )
+            TranscriptionVerbose.model_validate(said.model_dump(), strict=True)  # the client itself checks nothing
+            assert said.segments is not None
+            assert len(said.segments) > 1
+            for segment in said.segments:
+                piece = long[round(16_000 * segment.start) : round(16_000 * segment.end)]
+                resident = None if speaker == "base" else service.recognizer.fetch(speaker)
+                found = service.recognizer.decode([resident], [piece], service.lengths[-1])[0]
+                assert (segment.text, tuple(segment.tokens)) == (found.text, found.tokens)
+                assert segment.avg_logprob == pytest.approx(found.avg_logprob, rel=1e-5)
+                assert segment.no_speech_prob == pytest.approx(found.no_speech_prob, rel=1e-5)
+                assert 0 < segment.no_speech_prob < 1
+                assert segment.temperature == 0.0
+                assert segment.seek == round(100 * segment.start)
+                if speaker == "base":
+                    decoded = decode(base.params, jnp.asarray(piece[None]), jnp.array([piece.size]))
+                    average = float(decoded.log_prob[0]) / (len(segment.tokens) + 1)
+                    assert segment.avg_logprob == pytest.approx(average, rel=1e-4)
+                text = segment.text.encode()
+                assert segment.compression_ratio == len(text) / len(zlib.compress(text))
+    service.close()
+
+
+def test_a_probability_that_is_no_number_is_left_out():
+    broken = Hypothesis("a", (1,), float("nan"), None)
+    assert not {"avg_logprob", "no_speech_prob"} & set(_segment(0, Segment(0.0, 1.0, broken)))
 
 
 def test_a_submodel_that_does_not_help_is_not_used(server, service, tokens, clip):

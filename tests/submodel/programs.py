@@ -81,8 +81,8 @@ def tokens_of(name: str, kind: str | None = None) -> Any:
 
     def tokens(params, submodel, batch):
         if kind is None:
-            return architecture.decode(params, batch.audio, batch.samples, max_tokens=TOKENS)
+            return architecture.decode(params, batch.audio, batch.samples, max_tokens=TOKENS).ids
         with inserted(SPECS[kind], submodel, params) as changed:
-            return architecture.decode(changed, batch.audio, batch.samples, max_tokens=TOKENS)
+            return architecture.decode(changed, batch.audio, batch.samples, max_tokens=TOKENS).ids
 
     return jax.jit(tokens)
