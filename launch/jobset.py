@@ -177,7 +177,9 @@ def _name(job: Launch[Gke], accelerator: Accelerator) -> str:
 def environment_of(job: Launch[Gke], accelerator: Accelerator) -> dict[str, str]:
     """Variables that are the same in every pod, but for where GPU processes find each other."""
     made = {"PYTHONUNBUFFERED": "1"} | environment(job.options.env)
-    if accelerator.kind == "tpu" and accelerator.hosts > 1:
+    if accelerator.hosts * job.options.slices == 1:
+        made[PROCESSES] = "1"  # a pod of an Indexed Job does not know that it is alone
+    elif accelerator.kind == "tpu" and accelerator.hosts > 1:
         made[PROCESSES] = "auto"
     return made
 

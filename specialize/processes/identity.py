@@ -3,10 +3,11 @@
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specialize.errors import ConfigError
+from specialize.processes.kubernetes import Pod, pod_of
 
 COORDINATOR, PROCESSES, PROCESS = "SPECIALIZE_COORDINATOR", "SPECIALIZE_PROCESSES", "SPECIALIZE_PROCESS"
 """Environment variables that say what the flags do. `SPECIALIZE_PROCESSES=auto` leaves it to JAX."""
@@ -21,7 +22,8 @@ class ProcessConfig:
     """How this process finds the others of its run. None of it is needed for one process, or under a launcher."""
 
     count: int | None = None
-    """Processes of the run. None takes what the launcher says: SPECIALIZE_PROCESSES, SLURM's step, or a TPU slice."""
+    """Processes of the run. None takes what the launcher says: SPECIALIZE_PROCESSES, SLURM's step, a TPU slice, or a
+    JobSet that sets NNODES."""
     index: int | None = None
     """Which of them this is, from 0."""
     coordinator: str | None = None
@@ -59,7 +61,8 @@ def identify(config: ProcessConfig, environment: Mapping[str, str] = os.environ)
     """Which process this is; None where JAX is to find out, on a TPU slice of several hosts.
 
     The flags come first, then SPECIALIZE_… variables, which `specialize launch` sets, then SLURM's, of a step with
-    several tasks, then a TPU slice's.
+    several tasks, then a TPU slice's. A pod of an Indexed Job of Kubernetes, as those of a JobSet are, adds what it
+    knows to what is said; that it is alone is nothing that it knows.
 
     Raises:
         ConfigError: only part of it is said, or it contradicts itself.
@@ -72,22 +75,33 @@ def identify(config: ProcessConfig, environment: Mapping[str, str] = os.environ)
     if said["--processes.count"] == "auto":
         return None
     if any(value is not None for value in said.values()):
-        return _explicit(said)
+        return _explicit(said, environment)
     if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return _slurm(environment)
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     if len(hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         return None
-    return _ALONE
+    if hosts != [""] or pod_of(environment) is None:
+        return _ALONE
+    return _explicit(said, environment)
 
 
-def _explicit(said: Mapping[str, int | str | None]) -> Identity:
+def _explicit(said: Mapping[str, int | str | None], environment: Mapping[str, str]) -> Identity:
     count = _whole("--processes.count", said["--processes.count"])
     if count == 1:
         return _ALONE
+    pod = pod_of(environment)
+    if pod is not None:
+        known = (pod.count, pod.index, pod.coordinator)
+        said = {flag: of if value is None else value for (flag, value), of in zip(said.items(), known, strict=True)}
+        count = _whole("--processes.count", said["--processes.count"])
+        if count == 1:
+            return _ALONE
     index, address = said["--processes.index"], said["--processes.coordinator"]
     missing = [flag for flag, value in said.items() if value is None]
     if count is None or index is None or address is None:
+        if pod is not None:
+            raise ConfigError(_of_a_pod(pod, missing))
         raise ConfigError(
             f"A run of several processes also needs {' and '.join(missing)} (or {COORDINATOR}, {PROCESSES} and "
             f"{PROCESS}). `specialize launch local` starts several on this machine and says all of it."
@@ -98,6 +112,18 @@ def _explicit(said: Mapping[str, int | str | None]) -> Identity:
     number = _whole("--processes.index", index)
     assert number is not None
     return Identity(count, number, host.strip("[]"), int(port))
+
+
+def _of_a_pod(pod: Pod, missing: Sequence[str]) -> str:
+    needs = {
+        "--processes.count": f"--processes.count (or {PROCESSES}), 1 where each pod has a run of its own",
+        "--processes.index": f"--processes.index (or {PROCESS}), for it depends on the sizes of the Jobs before",
+        "--processes.coordinator": f"--processes.coordinator (or {COORDINATOR}), HOST:PORT by which pod 0 is reached",
+    }
+    return (
+        f"This is {pod.what}, which does not say enough to find the other processes of its run. Give "
+        f"{'; and '.join(needs[flag] for flag in missing)}. `specialize launch gke` writes JobSets that say all of it."
+    )
 
 
 def _slurm(environment: Mapping[str, str]) -> Identity:

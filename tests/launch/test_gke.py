@@ -17,6 +17,7 @@ from launch.jobset import Gke, jobset
 from launch.words import parse
 from launch.yaml_text import yaml_text
 from specialize.errors import ConfigError, LaunchError
+from specialize.processes import ProcessConfig, identify
 from tests.launch.crd import validator_of
 
 IMAGE = ("--image", "europe-docker.pkg.dev/p/r/specialize:1")
@@ -158,8 +159,12 @@ def test_preemptions_restart_without_being_counted():
 
 def test_tpu_processes_find_each_other_by_themselves():
     assert env_of(made("--accelerator", "v5e-16", FILE))["SPECIALIZE_PROCESSES"] == "auto"
-    assert "SPECIALIZE_PROCESSES" not in env_of(made("--accelerator", "v5e-8", FILE))
-    assert "SPECIALIZE_PROCESSES" not in env_of(made("--accelerator", "h100-8", FILE))
+    for accelerator in ("v5e-8", "h100-8"):
+        found = identify(
+            ProcessConfig(), env_of(made("--accelerator", accelerator, FILE)) | {"JOB_COMPLETION_INDEX": "0"}
+        )
+        assert found is not None
+        assert found.count == 1
 
 
 def test_gpu_processes_are_told_where_the_first_is_and_which_they_are(tmp_path):
