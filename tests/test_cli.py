@@ -86,9 +86,26 @@ def test_a_run_is_all_there(folder):
     assert run.experiment.submodel == ResidualAdapter(bottleneck=2)
 
 
-def test_a_run_is_not_replaced_unless_asked(folder, capsys):
+def test_a_run_that_has_ended_is_no_failure_when_it_is_started_again(folder, capsys):
+    """As schedulers do, of which a process was killed when the run had just ended."""
+    run = Run(folder / "runs/people")
+    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name != "lock"]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    for name in ("state", "candidates"):
+        (run.folder / name / "1").mkdir(parents=True)
+    main(["train", str(folder / "people.py"), "--save-seconds", "7"])
+    said = capsys.readouterr()
+    assert "has ended already, with this configuration: nothing is trained. --overwrite trains it anew" in said.err
+    assert "4 Submodels in" in said.out
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files} == before
+    assert not {"state", "candidates"} & {path.name for path in run.folder.iterdir()}
+
+
+def test_a_run_that_has_ended_is_not_taken_for_another_nor_replaced_unless_asked(folder, capsys):
     before = (folder / "runs/people/config.json").read_text()
-    assert "--overwrite" in fails(capsys, "train", folder / "people.py")
+    message = fails(capsys, "train", folder / "people.py", "--hyper.learning-rate", "0.5")
+    assert "has ended, and was of another configuration:\n  hyper.learning_rate: 0.01 -> 0.5\n" in message
+    assert "--overwrite" in message
     assert (folder / "runs/people/config.json").read_text() == before
 
 

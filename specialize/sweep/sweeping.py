@@ -134,9 +134,8 @@ def _train(run: SweepRun, sweep: Sweep, folder: SweepFolder) -> None:
         folder.taken(run.id)
         return
     except SpecializeError as error:
-        if not run.ended:  # where another process has trained it meanwhile, it only came too late
-            folder.failed(run.id, str(error))
-            values = told(run.trials[0].values)
-            print(printable(f"run {run.id}, which begins with {values}, has failed: {error}"), file=sys.stderr)
-            return
+        folder.failed(run.id, str(error))
+        values = told(run.trials[0].values)
+        print(printable(f"run {run.id}, which begins with {values}, has failed: {error}"), file=sys.stderr)
+        return
     folder.ended(run.id)

@@ -1,7 +1,6 @@
 """The loop of a space: rounds of steps between looks at everybody's dev set, then the space and its Submodels."""
 
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from specialize.train.joint_store import store_space
 from specialize.train.loop import IN_FLIGHT
 from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
-from specialize.train.run import stop_signal, write_json
+from specialize.train.run import STATE, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder, save_or_tell
 from specialize.train.totals import Totals
 
@@ -36,6 +35,7 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
     """Trains a space over the speakers of a corpus, and stores it and the Submodel of each speaker.
 
     A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
+    One that has ended is told to have, and returned.
 
     Args:
         experiment: what to train.
@@ -54,11 +54,15 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
     planned = plan_space(experiment)
     base, corpus = planned.plan.base, planned.plan.corpus
     run = SpaceRun.begin(experiment, base=base.fingerprint, corpus=corpus.built.folder.name, overwrite=overwrite)
+    if run.ended:
+        with progress or Progress() as shown:
+            run.leave_ended(shown.note)
+        return run
     with run.held(), progress or Progress() as shown, stop_signal() as stopped:
         write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
         for problem in corpus.problems:
             shown.note(f"left out: {problem}")
-        states = StateFolder(run.folder / "state")
+        states = StateFolder(run.folder / STATE)
         try:
             saved = states.latest()
             if saved is not None:
@@ -68,7 +72,7 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
                 sitting.train()
         finally:
             states.close()
-        shutil.rmtree(states.folder, ignore_errors=True)
+        run.clear()
     return run
 
 

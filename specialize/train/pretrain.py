@@ -36,7 +36,7 @@ from specialize.submodel import size
 from specialize.train.experiment import check_runs
 from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
-from specialize.train.run import RunFolder, stop_signal, write_json
+from specialize.train.run import STATE, RunFolder, stop_signal, write_json
 from specialize.train.state import StateFolder, save_or_tell
 
 _DATA = "data"
@@ -264,6 +264,7 @@ def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Prog
     """Trains a base and writes it to the run's `base` folder.
 
     A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
+    One that has ended is told to have, and returned.
 
     Args:
         experiment: what to train.
@@ -287,6 +288,10 @@ def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Prog
         raise ConfigError(f"The corpora of '{experiment.name}' have {what}. {reasons}")
     names = " ".join(corpus.built.folder.name for corpus in corpora)
     run = PretrainRun.begin(experiment, base=base.fingerprint, corpus=names, overwrite=overwrite)
+    if run.ended:
+        with progress or Progress() as shown:
+            run.leave_ended(shown.note)
+        return run
     problems = [problem for corpus in corpora for problem in corpus.problems]
     write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
     with run.held(), progress or Progress() as shown, stop_signal() as stopped:
@@ -331,7 +336,7 @@ class _Sitting:
 
     def train(self) -> None:
         of, run, shown = self.run.experiment, self.run, self.shown
-        states = StateFolder(run.folder / "state")
+        states = StateFolder(run.folder / STATE)
         saved = states.latest()
         state = self.trainer.begin(self.base.params)
         at: dict[str, Any] = {"step": 0, "looked": 0, "best": None, "best_step": 0, "metrics": 0, "seconds": 0.0}
@@ -367,7 +372,7 @@ class _Sitting:
             if curves is not None:
                 curves.close()
         self._end(state, at, time.monotonic() - began)
-        shutil.rmtree(states.folder, ignore_errors=True)
+        run.clear()
 
     def _look(self, state: TrainState, at: dict[str, Any], metrics: MetricsLog, curves: Any) -> TrainState:
         if int(state.skipped) >= _MAX_SKIPPED:

@@ -19,7 +19,7 @@ from specialize.train.experiment import Experiment, to_json
 from specialize.train.planning import Plan, plan
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
-from specialize.train.run import Run, differences, stop_signal, write_json
+from specialize.train.run import STATE, Run, differences, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder
 
 
@@ -29,6 +29,7 @@ def train(
     """Trains a Submodel for every speaker of the experiment's corpus and stores each on its own.
 
     A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
+    One that has ended is told to have, and returned.
 
     Args:
         experiment: what to train.
@@ -77,6 +78,11 @@ def train(
         },
     )
     shown = progress or Progress(None if peers.first else Console(quiet=True, force_terminal=False))
+    if peers.of_first(lambda: run.ended):
+        if peers.first:
+            with shown:
+                run.leave_ended(shown.note)
+        return run
     with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)
     return run
@@ -92,7 +98,7 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
         shown.note(f"goes on with other packages, so maybe other bits: {', '.join(run.changed_versions)}")
     if len(planned.programs) > 1:
         shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
-    states = StateFolder(run.folder / "state")
+    states = StateFolder(run.folder / STATE)
     saved = states.latest()
     check_alike(peers, {"last state": saved and saved.number})
     began = saved.progress["run"] if saved else None
@@ -131,7 +137,7 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
     }
     if peers.first:
         write_json(run.folder / "summary.json", summary)
-        recorder.clear()
+        run.clear()
 
 
 def _train_programs(

@@ -19,7 +19,7 @@ from specialize.submodel import Kind, StoredSubmodel, SubmodelStore
 from specialize.train.loop import Finished
 from specialize.train.metrics import JsonLines, MetricsLog, TensorBoardLog, Unwritten, WandbLog
 from specialize.train.progress import Progress
-from specialize.train.run import Run, RunFolder
+from specialize.train.run import CANDIDATES, Run, RunFolder
 from specialize.train.schedule import Running
 from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.step import CohortState
@@ -27,8 +27,6 @@ from specialize.train.totals import Totals
 from specialize.train.writer import store_writer, write_submodel
 
 JOBS = "jobs.jsonl"
-CANDIDATES = "candidates"
-"""Folder of a run for the Submodels of a grid of which one point is to be chosen for all."""
 
 
 class Recorder:
@@ -236,7 +234,7 @@ class Recorder:
     def choose(self) -> dict[int, int]:
         """Leaves in the store what was chosen of a grid; returns {point: number of Submodels chosen of it}.
 
-        What was not chosen stays until `clear`: a run that is killed here chooses again.
+        What was not chosen stays until `RunFolder.clear`: a run that is killed here chooses again.
 
         Raises:
             StoreError: the file system refused.
@@ -261,11 +259,6 @@ class Recorder:
         for point in chosen.values():
             counts[point] = counts.get(point, 0) + 1
         return counts
-
-    def clear(self) -> None:
-        """Removes what only a run that goes on needs."""
-        shutil.rmtree(self.run.folder / CANDIDATES, ignore_errors=True)
-        shutil.rmtree(self.states.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Closes files.

@@ -21,6 +21,10 @@ from specialize.submodel.store import submodel_metadata
 from specialize.train.experiment import Experiment, from_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+STATE = "state"
+"""Folder in a run of what it goes on from, until it has ended."""
+CANDIDATES = "candidates"
+"""Folder in a run of the Submodels of each point of a grid, until one point is chosen for all."""
 _LEFT = ("config.json.tmp", "lock")
 """What a run leaves that was killed before its first file was whole."""
 HARMLESS = ("tensorboard", "wandb", "save_seconds", "cohort.resident", "corpus.cache", "runs")
@@ -48,7 +52,7 @@ class RunFolder:
 
     @classmethod
     def begin(cls, experiment: Any, *, overwrite: bool = False, **identity: str | None) -> Any:
-        """Opens the run of this name to go on with it, or makes its folder.
+        """Opens the run of this name to go on with it, or makes its folder. One that has `ended` stays as it is.
 
         Args:
             experiment: what is to run.
@@ -56,8 +60,7 @@ class RunFolder:
             identity: fingerprints of what the experiment names by a path: `base`, `corpus`, `start`, `space`.
 
         Raises:
-            ConfigError: the run there has ended, or was of another experiment or of other files; or something else is
-                there.
+            ConfigError: the run there was of another experiment or of other files; or something else is there.
         """
         folder = experiment.folder
         config = {
@@ -80,11 +83,41 @@ class RunFolder:
             else:
                 old = cls(folder)
                 old._check_same(config, tuple(identity))
+                if old.ended:
+                    return old
                 # What it began with stays on record; a sitting with other versions is told (`changed_versions`).
                 config |= {"versions": old.config["versions"], "went_on_with": config["versions"]}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
         return cls(folder)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it is there: its summary is what a run writes last."""
+        return (self.folder / "summary.json").is_file()
+
+    def leave_ended(self, tell: Callable[[str], None]) -> None:
+        """Says that the run has ended, to whoever starts it again, as schedulers do; and removes what a run leaves
+        that is killed as it ends.
+
+        Args:
+            tell: what shows a line.
+
+        Raises:
+            RunTaken: another process is just ending it.
+        """
+        tell(
+            f"'{self.folder}' has ended already, with this configuration: nothing is trained. "
+            "--overwrite trains it anew."
+        )
+        if any((self.folder / name).exists() for name in (STATE, CANDIDATES)):
+            with self.held():
+                self.clear()
+
+    def clear(self) -> None:
+        """Removes what only a run that goes on needs."""
+        for name in (STATE, CANDIDATES):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @property
     def changed_versions(self) -> list[str]:
@@ -102,9 +135,6 @@ class RunFolder:
         return _alone(self.folder)
 
     def _check_same(self, config: dict[str, Any], identity: tuple[str, ...]) -> None:
-        remedy = "Give the new run another --name, or replace this one with --overwrite."
-        if (self.folder / "summary.json").is_file():
-            raise ConfigError(f"The run '{self.folder}' is there already, and has ended. {remedy}")
         now = {key: config.get(key) for key in ("experiment", *identity)}
         changed = [
             f"{name.removeprefix('experiment.')}: {old!r} -> {new!r}"
@@ -113,6 +143,11 @@ class RunFolder:
         ]
         if changed:
             listed = "\n  ".join(changed)
+            remedy = "Give the new run another --name, or replace this one with --overwrite."
+            if self.ended:
+                raise ConfigError(
+                    f"The run '{self.folder}' has ended, and was of another configuration:\n  {listed}\n{remedy}"
+                )
             raise ConfigError(
                 f"The run '{self.folder}' has begun with another configuration, and would not go on as it was:\n"
                 f"  {listed}\nUndo the change to go on. {remedy}"

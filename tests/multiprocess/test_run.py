@@ -208,6 +208,14 @@ def test_sigterm_saves_and_half_as_many_devices_go_on(folder, alone):
     assert run.read("summary.json")["jobs"] == 10
 
 
+def test_processes_of_a_run_that_has_ended_all_succeed(folder, alone):
+    before = alone.read("config.json")
+    code, said = Launched(folder, 2, "--name", "alone").end()
+    assert code == 0, said
+    assert said.count("has ended already") == 1
+    assert alone.read("config.json") == before
+
+
 def test_what_one_process_cannot_use_ends_all_with_one_sentence(folder):
     code, said = Launched(folder, 2, "--name", "none", "--base", "nowhere").end()
     assert code == 1

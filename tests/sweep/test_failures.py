@@ -115,18 +115,6 @@ def test_a_run_that_a_launcher_took_meanwhile_is_left_to_it(asked, monkeypatch):
     assert ([run.id for run in swept.left], swept.failed) == (["s-0001"], [])
 
 
-def test_a_run_that_a_launcher_ended_meanwhile_has_not_failed(asked, monkeypatch):
-    launched = pretended(bowl)
-
-    def train(experiment) -> None:
-        launched(experiment)
-        raise ConfigError("The run is there already, and has ended.")
-
-    monkeypatch.setattr(sweeping, "train", train)
-    swept = run_sweep(asked)
-    assert (swept.failed, swept.left, len(swept.outcomes)) == ([], [], 6)
-
-
 def test_a_run_that_is_held_says_so_by_the_kind_of_its_error(asked):
     run = dataclasses.replace(EXPERIMENT, name="x", runs=asked.sweeps)
     pretended(bowl)(run)

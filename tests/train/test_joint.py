@@ -110,6 +110,15 @@ def test_it_learns_and_leaves_a_space_and_a_submodel_of_each_speaker(whole):
     assert len(np.unique(np.stack(list(space.embeddings.values())), axis=0)) == SPEAKERS
 
 
+def test_one_that_has_ended_is_told_to_have(folder, whole, capsys):
+    before = (whole.folder / "config.json").read_bytes(), whole.read("summary.json")
+    main(["train", str(folder / "space.py")])
+    said = capsys.readouterr()
+    assert "has ended already" in said.err
+    assert f"space of {SPEAKERS} speakers" in said.out
+    assert ((whole.folder / "config.json").read_bytes(), whole.read("summary.json")) == before
+
+
 def test_every_stored_submodel_is_that_of_the_space_bit_for_bit(whole):
     space, losses = whole.space(), []
     for speaker in space.speakers():
@@ -194,9 +203,8 @@ def test_a_run_that_dies_while_it_stores_is_finished_by_the_same_command(folder,
     assert_same_run(train(folder, "full"), whole)
 
 
-def test_an_ended_run_and_a_changed_one_are_refused(folder, capsys):
-    assert "has ended" in fails(capsys, "train", folder / "space.py")
-    changed = json.loads((folder / "runs/space/config.json").read_text())
+def test_a_changed_one_is_refused(folder, whole, capsys):
+    changed = json.loads((whole.folder / "config.json").read_text())
     (folder / "runs/begun").mkdir()
     (folder / "runs/begun/config.json").write_text(json.dumps(changed))
     message = fails(

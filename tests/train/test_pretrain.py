@@ -64,6 +64,16 @@ def test_it_learns_and_makes_a_base(whole):
     assert not (whole.folder / "state").exists()
 
 
+def test_one_that_has_ended_is_told_to_have(folder, whole, capsys):
+    before = (whole.folder / "config.json").read_bytes(), whole.read("summary.json")
+    again = pretrain(experiment(folder, "whole"))
+    assert "has ended already" in capsys.readouterr().err
+    assert (again.folder, again.read("summary.json")) == (whole.folder, before[1])
+    assert (whole.folder / "config.json").read_bytes() == before[0]
+    with pytest.raises(ConfigError, match=r"has ended, and was of another configuration:\n  steps: 6 -> 9"):
+        pretrain(experiment(folder, "whole", steps=9))
+
+
 @pytest.mark.parametrize("at", [6], ids=["just before the last look"])
 def test_a_stopped_pretraining_goes_on_to_the_same_bits(folder, whole, monkeypatch, at):
     file = folder / "pretraining.py"

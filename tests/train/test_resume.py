@@ -240,15 +240,6 @@ def test_a_changed_corpus_is_refused_and_loses_nothing(folder, stopped, capsys):
     assert contents(stopped) == before
 
 
-def test_a_run_that_has_ended_is_refused(folder, tmp_path, capsys):
-    shutil.copytree(folder / "after0/whole", tmp_path / "people")
-    before = contents(tmp_path / "people")
-    message = fails(capsys, arguments(folder, tmp_path / "people", "--name", "people"))
-    assert "has ended" in message
-    assert "--overwrite" in message
-    assert contents(tmp_path / "people") == before
-
-
 def test_overwrite_begins_anew(stopped):
     run = Run(stopped)
     experiment = dataclasses.replace(run.experiment, runs=stopped.parent)
