@@ -7,6 +7,10 @@ from typing import Any
 
 from specialize.errors import ConfigError, SpecializeError
 
+_EXPOSED = ("experiment", "sweep")
+_COMMANDS = {"Experiment": "train", "SpaceTraining": "train", "Pretraining": "pretrain", "Sweep": "sweep"}
+"""{class of what a file exposes: the command that takes it}; the classes take long to import."""
+
 
 def run_file(file: Path) -> Any:
     """Runs a Python file and returns it as a module.
@@ -44,7 +48,15 @@ def exposed(file: Path, module: Any, name: str, *kinds: Any) -> Any:
         ConfigError: it has nothing of this name and these kinds.
     """
     value = getattr(module, name, None)
-    if not isinstance(value, kinds):
-        named = " or a ".join(f"specialize.{kind.__name__}" for kind in kinds)
-        raise ConfigError(f"'{file}' must expose `{name}`, a {named}; it has {value!r}.")
-    return value
+    if isinstance(value, kinds):
+        return value
+    named = " or a ".join(f"specialize.{kind.__name__}" for kind in kinds)
+    found = next((of for of in (name, *_EXPOSED) if hasattr(module, of)), None)
+    there = f"it has no `{name}`."
+    if found is not None:
+        kind = type(getattr(module, found))
+        command = _COMMANDS.get(kind.__name__) if kind.__module__.startswith("specialize.") else None
+        there = f"its `{found}` is of the type {kind.__qualname__}."
+        if command is not None:
+            there = f"its `{found}` is a specialize.{kind.__name__}, which `specialize {command} {file}` takes."
+    raise ConfigError(f"'{file}' must expose `{name}`, a {named}; {there}")

@@ -270,7 +270,40 @@ def test_errors_are_a_sentence_and_change_nothing(folder, capsys, tmp_path):
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
     assert "nothing_of_this_name" in fails(capsys, "train", tmp_path / "broken.py")
     (tmp_path / "empty.py").write_text("")
-    assert "must expose `experiment`" in fails(capsys, "train", tmp_path / "empty.py")
+    assert "must expose `experiment`" in (message := fails(capsys, "train", tmp_path / "empty.py"))
+    assert "it has no `experiment`." in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *((f"hyper.{name}", "inf") for name in ("learning-rate", "weight-decay", "seconds", "embedding-rate")),
+        ("hyper.embedding-decay", "inf"),
+        ("hyper.clip", "nan"),
+        ("hyper.clip", "0"),
+        ("save-seconds", "-1"),
+        ("save-seconds", "inf"),
+        ("save-seconds", "nan"),
+    ],
+)
+def test_numbers_that_a_run_cannot_keep_are_refused_before_it_begins(folder, capsys, flag, value):
+    message = fails(capsys, "train", folder / "people.py", f"--{flag}", value, "--name", "x")
+    assert f"{flag.rpartition('.')[2].replace('-', '_')}={float(value)}, but it must be" in message
+    assert not (folder / "runs/x").exists()
+
+
+def test_a_file_of_another_command_says_which_takes_it(folder, capsys, tmp_path):
+    file = folder / "people.py"
+    message = fails(capsys, "pretrain", file)
+    assert "must expose `experiment`, a specialize.Pretraining; its `experiment` is a specialize.Exp" in message
+    assert f"a specialize.Experiment, which `specialize train {file}` takes." in message
+    (swept := tmp_path / "sweep.py").write_text(
+        f"from pathlib import Path\nfrom specialize import Sweep\nsweep = Sweep(Path({str(file)!r}), ('lr=1,2',))"
+    )
+    message = fails(capsys, "train", swept)
+    assert f"its `sweep` is a specialize.Sweep, which `specialize sweep {swept}` takes." in message
+    (tmp_path / "words.py").write_text("experiment = {}")
+    assert "its `experiment` is of the type dict." in fails(capsys, "sweep", tmp_path / "words.py")
 
 
 def test_what_the_system_refuses_is_a_sentence_with_the_path(folder, capsys):

@@ -99,8 +99,8 @@ def read_manifest(path: Path) -> tuple[list[Row], list[Problem]]:
         else:
             rows.append(made)
     if not rows:
-        shown = "; ".join(str(problem) for problem in problems[:3]) or "it has no lines"
-        raise CorpusError(f"No line of '{path}' can be used: {shown}.")
+        shown = "".join(f"\n  {problem}" for problem in problems[:3]) or " it has no lines."
+        raise CorpusError(f"No line of '{path}' can be used:{shown}")
     return rows, problems
 
 

@@ -4,6 +4,7 @@ A kind is a frozen dataclass, at once the specification that a user writes. Its 
 `{name: array}`. At initialisation every kind leaves the base exactly as it is.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Union, runtime_checkable
 
@@ -158,6 +159,8 @@ class LoRA(_Kind):
 
     def __post_init__(self):
         _positive("LoRA", "rank", self.rank)
+        if not math.isfinite(self.alpha):
+            raise SpecError(f"LoRA: alpha={self.alpha}, but it must be finite.")
 
     def misfit(self, site: Site) -> str | None:
         return _is(site, nn.Dense)

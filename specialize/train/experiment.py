@@ -1,6 +1,7 @@
 """An experiment: everything that a run is, in frozen dataclasses that the command line can override."""
 
 import dataclasses
+import math
 import re
 import types
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from specialize.submodel.kinds import AnyKind, ResidualAdapter, spec_from_json, 
 from specialize.train.jobs import HyperParameters
 from specialize.train.schedule import Stopping
 from specialize.train.trainee import Fit
+from specialize.train.values import check_finite
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Experiment:
 
     def __post_init__(self):
         check_runs(self.runs)
+        check_finite("save_seconds", self.save_seconds)
         if self.space is None and self.fit is not None:
             raise ConfigError(f"fit={self.fit} is of new speakers in a space. Give the --space, or --fit None.")
 
@@ -132,7 +135,7 @@ def check_runs(runs: Path) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A configuration as JSON data."""
+    """A configuration as JSON data; a number that is infinite, which JSON lacks, is the text `inf`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if hasattr(value, "where"):
             return spec_to_json(value)
@@ -143,6 +146,8 @@ def to_json(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [to_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 
@@ -166,6 +171,6 @@ def from_json(cls: Any, data: Any) -> Any:
         return None if data is None else from_json(options[0], data)
     if origin is tuple:
         return tuple(from_json(get_args(cls)[0], value) for value in data)
-    if cls is Path and isinstance(data, str):
-        return Path(data)
+    if cls in (Path, float) and isinstance(data, str):
+        return cls(data)
     return data

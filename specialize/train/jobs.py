@@ -13,7 +13,7 @@ import numpy as np
 from specialize.corpus import Assignment, Speaker, Utterance
 from specialize.errors import ConfigError, SpecializeError
 from specialize.submodel.kinds import KINDS, kind_name
-from specialize.train.values import parse_value, write_value
+from specialize.train.values import check_finite, parse_value, write_value
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class HyperParameters:
     final: float = 0.1
     """Share of the learning rate that is left at the last step, reached by half a cosine. 1 keeps it constant."""
     clip: float = 1.0
-    """Largest norm of a job's gradient; a larger one is scaled down to it."""
+    """Largest norm of a job's gradient; a larger one is scaled down to it. `inf` is no clipping."""
     dropout: float = 0.0
     """Share of units dropped inside residual adapters, or at the input of LoRA paths."""
     spec_augment: float = 0.0
@@ -50,24 +50,23 @@ class HyperParameters:
     """Steps that train the embedding before the Submodel is trained itself, with `fit=embedding-then-unfreeze`."""
 
     def __post_init__(self):
-        for name, low, high in (
-            ("learning_rate", 0.0, np.inf),
-            ("weight_decay", 0.0, np.inf),
-            ("warmup", 0, np.inf),
-            ("final", 0.0, 1.0),
-            ("dropout", 0.0, 0.99),
-            ("spec_augment", 0.0, 4.0),
-            ("embedding_rate", 0.0, np.inf),
-            ("embedding_decay", 0.0, np.inf),
-            ("embedding_steps", 1, np.inf),
+        for name, least in (
+            ("learning_rate", 0.0),
+            ("weight_decay", 0.0),
+            ("warmup", 0),
+            ("embedding_rate", 0.0),
+            ("embedding_decay", 0.0),
+            ("embedding_steps", 1),
         ):
+            check_finite(name, getattr(self, name), least)
+        for name, most in (("final", 1.0), ("dropout", 0.99), ("spec_augment", 4.0)):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name}={value}, but it must lie between {low} and {high}.")
+            if not 0.0 <= value <= most:
+                raise ConfigError(f"{name}={value}, but it must lie between 0.0 and {most}.")
         if self.utterances is not None and self.utterances < 1:
             raise ConfigError(f"utterances={self.utterances}, but it must be at least 1, or None for all.")
-        if self.seconds is not None and not self.seconds > 0:
-            raise ConfigError(f"seconds={self.seconds}, but it must be positive, or None for all.")
+        if self.seconds is not None and not 0 < self.seconds < np.inf:
+            raise ConfigError(f"seconds={self.seconds}, but it must be positive and finite, or None for all.")
         if not self.clip > 0:
             raise ConfigError(f"clip={self.clip}, but it must be positive; use inf for no clipping.")
 

@@ -21,6 +21,7 @@ from specialize.train.planning import Plan, Program, plan
 from specialize.train.run import SpeakersRun
 from specialize.train.schedule import Stopping
 from specialize.train.turns import Turns
+from specialize.train.values import check_finite
 
 _EMBEDDING_RATE = 0.1
 
@@ -68,9 +69,9 @@ class SpaceTraining:
 
     def __post_init__(self):
         check_runs(self.runs)
-        for name, least in (("embedding_rate", 0.0), ("embedding_decay", 0.0), ("sampling", 0.0)):
-            if getattr(self, name) is not None and not getattr(self, name) >= least:
-                raise ConfigError(f"{name}={getattr(self, name)}, but it must be at least {least:g}.")
+        for name in ("embedding_rate", "embedding_decay", "sampling", "save_seconds"):
+            if getattr(self, name) is not None:
+                check_finite(name, getattr(self, name))
         defaults = HyperParameters()
         for name in ("embedding_rate", "embedding_decay", "embedding_steps"):
             if getattr(self.hyper, name) != getattr(defaults, name):

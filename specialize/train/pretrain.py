@@ -38,6 +38,7 @@ from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
 from specialize.train.run import STATE, RunFolder, stop_signal, write_json
 from specialize.train.state import StateFolder, save_or_tell
+from specialize.train.values import check_finite
 
 _DATA = "data"
 """The mesh axis over which the rows of a batch are laid out."""
@@ -76,7 +77,7 @@ class Pretraining:
     weight_decay: float = 1e-2
     """Decoupled decay of matrices and kernels."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; a larger one is scaled down to it. `inf` is no clipping."""
     average: float = 0.999
     """Decay of the running mean of parameters that becomes the base; 0 takes the parameters as they are."""
     spec_augment: float = 0.5
@@ -103,12 +104,15 @@ class Pretraining:
             ("warmup", 0),
             ("average", 0),
             ("weight_decay", 0),
+            ("spec_augment", 0),
+            ("save_seconds", 0),
         ):
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{name}={getattr(self, name)}, but it must be at least {least}.")
-        for name in ("seconds", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}, but it must be positive.")
+            check_finite(name, getattr(self, name), least)
+        for name in ("seconds", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}, but it must be positive, and finite.")
+        if not self.clip > 0:
+            raise ConfigError(f"clip={self.clip}, but it must be positive; use inf for no clipping.")
         if not self.average < 1:
             raise ConfigError(f"average={self.average}, but it must be less than 1.")
 

@@ -1,5 +1,6 @@
 """Values of fields as one writes them on a command line, read by the field's type."""
 
+import math
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -60,6 +61,21 @@ def parse_value(text: str, hint: Any) -> Any:
 def write_value(value: Any) -> str:
     """A value as `parse_value` reads it back, to the same bits."""
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def check_finite(name: str, value: float, least: float = 0) -> None:
+    """Checks a number of a configuration, which JSON is to hold.
+
+    Args:
+        name: of the field, for the message.
+        value: of it.
+        least: what it may be.
+
+    Raises:
+        ConfigError: it is less, NaN or infinite.
+    """
+    if not least <= value < math.inf:
+        raise ConfigError(f"{name}={value}, but it must be at least {least:g}, and finite.")
 
 
 def _said(hint: Any) -> str:

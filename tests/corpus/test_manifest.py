@@ -243,8 +243,8 @@ def test_csv_numbers_are_numbers_and_ids_stay_texts(folder):
     [
         ("m.csv", "audio,words\na.wav,x\n", "no column text, speaker. It has: audio, words"),
         ("m.xlsx", "", "neither .jsonl"),
-        ("m.jsonl", "", "it has no lines"),
-        ("m.jsonl", "{}", "No line of"),
+        ("m.jsonl", "", r"it has no lines\.$"),
+        ("m.jsonl", "{}\n[]\n", r"No line of '.*' can be used:\n  line 1: .*\.\n  line 2: .* not a JSON object\.$"),
     ],
 )
 def test_manifests_that_cannot_be_used(folder, name, text, message):

@@ -75,7 +75,15 @@ def test_a_spec_of_another_version_is_an_error_that_names_the_difference(spec):
         spec_from_json(spec_to_json(spec) | {"kind": "prefix"})
 
 
-@pytest.mark.parametrize(("kind", "field", "value"), [(LoRA, "rank", 0), (ResidualAdapter, "bottleneck", -1)])
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (LoRA, "rank", 0),
+        (ResidualAdapter, "bottleneck", -1),
+        (LoRA, "alpha", float("inf")),
+        (LoRA, "alpha", float("nan")),
+    ],
+)
 def test_sizes_that_make_no_sense_are_refused(kind, field, value):
     with pytest.raises(SpecError, match=f"{field}={value}"):
         kind(**{field: value})

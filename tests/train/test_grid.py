@@ -598,9 +598,11 @@ def test_a_kill_between_the_choice_and_the_summary_loses_no_submodel(folder, sin
 
 
 @one_base
-def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder):
-    stop = Stopping(max_steps=6, every=3, halving=2)
-    run = trained(folder, "halved", grid=("lr=0,1",), stop=stop)
+def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder, capsys):
+    words = ("--stop.max-steps", "6", "--stop.every", "3", "--stop.halving", "2", "--hyper.clip", "inf")
+    words = ("train", str(folder / "grid.py"), "--name", "halved", *words, "--grid", "lr:clip=0:1,1:inf")
+    main([*words])
+    run = Run(folder / "runs/halved")
     jobs = read_jobs(run)
     assert len(jobs) == 6
     for name in run.store.speakers():
@@ -609,6 +611,17 @@ def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder):
         assert of_one[0]["ended"].startswith(HALVED)
         assert not of_one[0]["quarantined"]
         assert run.store.load(name).training["dev_loss"] == min(job["dev_loss"] for job in of_one.values())
+    # What clips nothing is kept as JSON has it, reads back, and is the same configuration when it is typed again.
+    assert run.experiment.hyper.clip == np.inf
+    assert [row["hyper"]["clip"] for row in run.read("summary.json")["grid"]] == [1.0, "inf"]
+    assert {run.store.load(name).training["hyper"]["clip"] for name in run.store.speakers()} <= {1.0, "inf"}
+    assert {job["hyper"]["clip"] for job in jobs} == {1.0, "inf"}
+    for text in ("config.json", "summary.json"):
+        json.loads((run.folder / text).read_text(), parse_constant=pytest.fail)
+    capsys.readouterr()
+    main([*words])
+    assert "has ended already, with this configuration" in (said := capsys.readouterr()).err
+    assert "learning_rate=1.0 clip=inf" in said.out
 
 
 @one_base

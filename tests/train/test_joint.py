@@ -331,6 +331,8 @@ def test_settings_that_cannot_be_are_refused(folder, capsys):
     file = folder / "space.py"
     assert "embedding_decay=-1.0" in fails(capsys, "train", file, "--name", "x", "--embedding-decay", "-1")
     assert "sampling=-1.0" in fails(capsys, "train", file, "--name", "x", "--sampling", "-1")
+    assert "save_seconds=-1.0" in fails(capsys, "train", file, "--name", "x", "--save-seconds", "-1")
+    assert "embedding_rate=inf" in fails(capsys, "train", file, "--name", "x", "--embedding-rate", "inf")
     assert "halving" in fails(capsys, "train", file, "--name", "x", "--stop.halving", "2")
     assert "refill" in fails(capsys, "train", file, "--name", "x", "--cohort.refill", "waves")
     assert "no such kind" in fails(capsys, "train", file, "--name", "x", "--space.kind", "sphere")
@@ -342,6 +344,7 @@ def test_settings_that_cannot_be_are_refused(folder, capsys):
 
 def test_experiments_survive_json_and_are_told_apart(folder, whole):
     assert from_json(SpaceTraining, json.loads(json.dumps(to_json(whole.experiment)))) == whole.experiment
-    with pytest.raises(ConfigError, match=r"must expose `experiment`, a specialize\.Experiment"):
+    message = r"must expose `experiment`, a specialize\.Experiment; .*SpaceTraining, which `specialize train .*takes"
+    with pytest.raises(ConfigError, match=message):
         load_experiment(folder / "space.py", Experiment)
     assert load_submodel(whole.folder / "submodels/p1").speaker == "p1"

@@ -142,7 +142,13 @@ def test_texts_that_the_alphabet_cannot_make_are_named(folder):
         pretrain(experiment(folder, "letters", alphabet="xyz"))
 
 
-@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("seconds", 0.0), ("average", 1.0), ("corpora", ())])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("steps", 0), ("seconds", 0.0), ("average", 1.0), ("corpora", ()), ("clip", np.nan), ("save_seconds", -1.0)],
+        *((name, np.inf) for name in ("seconds", "learning_rate", "weight_decay", "spec_augment", "save_seconds")),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(folder, field, value):
     with pytest.raises(ConfigError, match=field):
         experiment(folder, "wrong", **{field: value}) if field != "corpora" else Pretraining("wrong", ())
