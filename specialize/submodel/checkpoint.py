@@ -17,6 +17,8 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 _METADATA = "_CHECKPOINT_METADATA"
 NEW, OLD = "%%new", "%%old"
 """Beside a checkpoint that is being replaced. No speaker's folder is called so."""
+_LOOKS = 3
+"""How often a checkpoint is looked for in both places: it may go from one to the other and back between two looks."""
 
 
 def absolute(path: Any) -> epath.Path:
@@ -29,7 +31,8 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
     """Writes arrays and metadata, replacing what is there.
 
     Orbax writes beside `path` and renames when all is there, so a save that is killed leaves nothing that loads. One
-    that replaces is killed with the old or the new in place; between its two renames with neither, never with a part.
+    that replaces leaves the old or the new in place, or, killed between its two renames, the old beside it, where
+    `standing` finds it; never a part.
 
     Args:
         path: the folder to make; from `absolute`.
@@ -46,18 +49,30 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
         raise StoreError(f"What is said of the training of the {whose} is not JSON data: {error}.") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new, old = (path.parent / f"{path.name}{mark}" for mark in (NEW, OLD))
         if path.exists():
-            new, old = (path.parent / f"{path.name}{mark}" for mark in (NEW, OLD))
             ocp.save(new, arrays, custom_metadata=metadata, overwrite=True)
             if old.exists():
                 old.rmtree()
             path.rename(old)
             new.rename(path)
-            old.rmtree()
+            _discard(old, new)
         else:
             ocp.save(path, arrays, custom_metadata=metadata)
+            if old.exists():  # of a write that was killed between its renames
+                _discard(old, new)
     except (OSError, ValueError) as error:
         raise StoreError(f"The {whose} could not be written to '{path}': {error}") from error
+
+
+def _discard(old: epath.Path, aside: epath.Path) -> None:
+    """Removes what is replaced. On a disk whoever reads it finds all of it gone at once, not one file after another."""
+    if "://" in str(old):
+        old.rmtree()
+        return
+    if aside.exists():
+        aside.rmtree()
+    old.rename(aside).rmtree()
 
 
 def clear_unfinished(folder: epath.Path) -> None:
@@ -93,9 +108,21 @@ def checkpoint_version(path: epath.Path) -> str | None:
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
-def is_being_replaced(path: epath.Path) -> bool:
-    """Whether there is nothing at `path` because a write has moved the old away and the new is not there yet."""
-    return (path.parent / f"{path.name}{OLD}").exists()
+def standing(path: epath.Path) -> tuple[epath.Path, str] | None:
+    """Where a checkpoint is now, and its version; None where there is none.
+
+    That is `path`, or the place beside it where a write that replaces it has put the old one and not yet the new one in
+    its place. Nobody has to wait for such a write, and it does no harm if it never ends.
+
+    Raises:
+        StoreError: it cannot be told whether there is one.
+    """
+    for _ in range(_LOOKS):
+        for place in (path, path.parent / f"{path.name}{OLD}"):
+            version = checkpoint_version(place)
+            if version is not None:
+                return place, version
+    return None
 
 
 def remnants(path: epath.Path) -> list[epath.Path]:
@@ -154,6 +181,8 @@ def _custom_metadata(path: epath.Path) -> Any:
     try:
         data = json.loads((path / _METADATA).read_text())
     except (OSError, ValueError):
+        if not path.exists():  # it was there just now; Orbax would take long to say so
+            raise
         data = None
     if isinstance(data, dict) and isinstance(data.get("custom_metadata"), dict) and "item_handlers" in data:
         return data["custom_metadata"]
@@ -168,6 +197,8 @@ def read_arrays(path: epath.Path, what: str) -> Any:
     """
     try:
         arrays = read_shards(path)
+        if arrays is None and not path.exists():  # as above
+            raise FileNotFoundError("it is gone")
         return ocp.load(path) if arrays is None else arrays
     except Exception as error:  # Orbax raises many types for damaged arrays.
         raise StoreError(f"The {what} at '{path}' is damaged: {error}") from error

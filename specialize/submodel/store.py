@@ -1,13 +1,12 @@
 """The store of record: one Orbax checkpoint a Submodel, which loads without the run that made it."""
 
 import hashlib
-import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -21,11 +20,11 @@ from specialize.submodel.checkpoint import (
     check_base,
     checkpoint_version,
     clear_unfinished,
-    is_being_replaced,
     read_arrays,
     read_metadata,
     remnants,
     remove_checkpoint,
+    standing,
     write_checkpoint,
 )
 from specialize.submodel.insert import Submodel
@@ -34,8 +33,9 @@ from specialize.submodel.kinds import Kind, spec_from_json, spec_to_json
 FORMAT = 1
 """Version of the metadata; a store of a later version is refused."""
 _LONGEST = 120
-_SWAP_SECONDS, _SWAP_TRIES = 0.005, 400
-"""How long a Submodel that is being replaced is waited for."""
+_TRIES = 20
+"""How often a Submodel is read that is replaced meanwhile."""
+_Read = TypeVar("_Read")
 _ENTRIES = {"base": str, "spec": dict, "speaker": str, "training": dict}
 
 
@@ -168,8 +168,12 @@ class SubmodelStore:
         save_submodel(self.path(stored.speaker), stored, overwrite=overwrite)
 
     def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
-        """Loads the Submodel of `speaker`; see `load_submodel`. Raises StoreError if what is there is another's."""
-        stored = load_submodel(self.path(speaker), base=base)
+        """Loads the Submodel of `speaker`, the old or the new one while it is being replaced.
+
+        Raises:
+            StoreError, FingerprintMismatch: as `load_submodel`; or what is there is another's.
+        """
+        stored = self._read(speaker, lambda path: load_submodel(path, base=base))
         if stored.speaker != speaker:
             raise StoreError(
                 f"'{self.path(speaker)}' holds the Submodel of '{stored.speaker}', not of '{speaker}': the file "
@@ -180,18 +184,13 @@ class SubmodelStore:
     def version(self, speaker: str) -> str | None:
         """What differs after each time that the Submodel of `speaker` is written; None where there is none.
 
-        One that is being replaced is waited for.
+        While one is being replaced, it is the old one until the new one is in its place.
 
         Raises:
             StoreError: it cannot be told.
         """
-        path = self.path(speaker)
-        for _ in range(_SWAP_TRIES):
-            version = checkpoint_version(path)
-            if version is not None or not is_being_replaced(path):
-                return version
-            time.sleep(_SWAP_SECONDS)
-        return None
+        found = standing(self.path(speaker))
+        return None if found is None else found[1]
 
     def remove(self, speaker: str) -> bool:
         """Deletes the Submodel of `speaker`, and what unfinished saves have left of it. False if there was nothing.
@@ -221,7 +220,10 @@ class SubmodelStore:
             return Counter(spec for spec in found if spec is not None)
 
     def __contains__(self, speaker: str) -> bool:
-        return bool(speaker) and self._owner(self.path(speaker)) == speaker
+        try:
+            return bool(speaker) and self._read(speaker, submodel_metadata)["speaker"] == speaker
+        except StoreError:
+            return False
 
     def clear_unfinished(self) -> None:
         """Removes what killed saves have left. Not while another process saves here.
@@ -232,29 +234,46 @@ class SubmodelStore:
 
     def speakers(self) -> Iterator[str]:
         """The speakers that have a finished Submodel here, in the order of their folders' names."""
-        if not self.folder.exists():
-            return
-        for path in sorted(self.folder.iterdir()):
+        for name, path in sorted(self._folders().items()):
             speaker = self._owner(path)
-            if speaker and path.name == speaker_folder(speaker):
+            if speaker and name == speaker_folder(speaker):
                 yield speaker
 
     def listed(self) -> Iterator[str]:
         """As `speakers`, by the names of the folders alone where they say it: quick, also for very many."""
-        if not self.folder.exists():
-            return
-        for path in self.folder.iterdir():
-            if UNFINISHED in path.name or path.name.endswith((NEW, OLD)):
-                continue
-            speaker = urllib.parse.unquote(path.name, errors="surrogatepass")
-            if "%%" in path.name or speaker_folder(speaker) != path.name:
+        for name, path in self._folders().items():
+            speaker = urllib.parse.unquote(name, errors="surrogatepass")
+            if "%%" in name or speaker_folder(speaker) != name:
                 speaker = self._owner(path)
-            if speaker and path.name == speaker_folder(speaker):
+            if speaker and name == speaker_folder(speaker):
                 yield speaker
+
+    def _read(self, speaker: str, read: Callable[[epath.Path], _Read]) -> _Read:
+        """What `read` gives of a speaker's folder, all of it from before or from after a write that replaces it."""
+        for _ in range(_TRIES):
+            found = standing(self.path(speaker))
+            if found is None:
+                return read(self.path(speaker))  # which says what is wrong with what may be there
+            place, version = found
+            try:
+                given = read(place)
+            except StoreError:
+                if checkpoint_version(place) == version:
+                    raise
+            else:
+                if checkpoint_version(place) == version:
+                    return given
+        raise StoreError(f"The Submodel of '{speaker}' is replaced faster than it can be read.")
+
+    def _folders(self) -> dict[str, epath.Path]:
+        """{name of a speaker's folder: where what it should hold is}, without what is being written."""
+        paths = {path.name: path for path in self.folder.iterdir()} if self.folder.exists() else {}
+        names = {name.removesuffix(OLD) for name in paths if UNFINISHED not in name and not name.endswith(NEW)}
+        return {name: paths[name] if name in paths else paths[f"{name}{OLD}"] for name in names}
 
     def _spec(self, speaker: str, base: str) -> Kind | None:
         try:
-            metadata = submodel_metadata(self.path(speaker))
+            metadata = self._read(speaker, submodel_metadata)
             return spec_from_json(metadata["spec"]) if metadata["base"] == base else None
         except (StoreError, SpecError):
             return None

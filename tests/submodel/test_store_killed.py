@@ -1,9 +1,11 @@
 """A save that is killed, at any moment, leaves nothing that loads and no speaker in the list, and can be repeated."""
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,18 +97,62 @@ def test_a_killed_overwrite_leaves_the_old_or_the_new(killed):
     *broken, whole = killed(True)
     assert_same(whole.load("ana"), stored(seed=1))
     assert sorted(path.name for path in whole.folder.iterdir()) == ["ana", "bob"]
-    absent = 0
+    beside = 0
     for store in broken:
-        assert set(store.speakers()) - {"ana"} == {"bob"}
-        if "ana" in store:
-            old_or_new = [stored(), stored(seed=1)]
-            weights = store.load("ana").submodel["encoder/layers_0/fc1"]
-            assert [one.submodel["encoder/layers_0/fc1"]["a"].tobytes() for one in old_or_new].count(
-                weights["a"].tobytes()
-            ) == 1
-        else:
-            absent += 1
-    assert absent <= 1, "only between two renames is there neither"
+        assert list(store.speakers()) == sorted(store.listed()) == ["ana", "bob"]
+        assert "ana" in store
+        old_or_new = [stored(), stored(seed=1)]
+        weights = store.load("ana").submodel["encoder/layers_0/fc1"]
+        assert [one.submodel["encoder/layers_0/fc1"]["a"].tobytes() for one in old_or_new].count(
+            weights["a"].tobytes()
+        ) == 1
+        beside += not store.path("ana").exists()
+    assert beside == 1, "one was killed between its two renames"
+
+
+def test_nobody_waits_for_a_writer_that_is_dead(tmp_path):
+    store = SubmodelStore(tmp_path)
+    store.save(stored())
+    version = store.version("ana")
+    store.path("ana").rename(tmp_path / "ana%%old")  # which is what is left of a writer that was killed then
+    began = time.monotonic()
+    for _ in range(20):
+        assert store.version("ana") == version
+        assert store.version("eve") is None
+    assert time.monotonic() - began < 1.0
+    assert_same(store.load("ana"), stored())
+    store.save(stored(seed=1))
+    assert store.version("ana") not in (version, None)
+    assert_same(store.load("ana"), stored(seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["ana"]
+
+
+def test_a_speaker_whose_replacement_was_killed_can_be_forgotten(tmp_path):
+    store = SubmodelStore(tmp_path)
+    store.save(stored())
+    store.path("ana").rename(tmp_path / "ana%%old")
+    assert store.remove("ana")
+    assert store.version("ana") is None
+    assert not store.remnants("ana")
+
+
+def test_whoever_reads_while_it_is_replaced_gets_the_old_or_the_new(tmp_path):
+    store, told = SubmodelStore(tmp_path), []
+    store.save(stored())
+    known = [stored(seed=i).submodel["encoder/layers_0/fc1"]["a"].tobytes() for i in range(2)]
+    program = (
+        "import sys; from specialize.submodel import SubmodelStore; from tests.submodel.submodels import stored; "
+        "[SubmodelStore(sys.argv[1]).save(stored(seed=i % 2), overwrite=True) for i in range(1, 40)]"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as writer:
+        while writer.poll() is None:
+            assert store.version("ana") is not None
+            assert "ana" in store
+            told.append(known.index(store.load("ana").submodel["encoder/layers_0/fc1"]["a"].tobytes()))
+    assert writer.returncode == 0
+    assert sum(a != b for a, b in itertools.pairwise(told)) > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["ana"]
 
 
 def test_a_killed_overwrite_can_be_repeated(killed):
