@@ -25,6 +25,7 @@ test = [
     "beartype>=0.22",
     "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
+    "espeakng-loader==0.2.4",  # speaks the synthetic corpus, which another version says a little differently
     "httpx>=0.27",
     "jsonschema>=4.20",  # the schema that job files are to satisfy
     "openai>=1.60",  # the client that the server is to satisfy
