@@ -74,7 +74,10 @@ class Transcribe:
     audio: Positional[tuple[Path, ...]]
     """Audio files of any format that libsndfile reads."""
     submodel: Path | None = None
-    """Stored Submodel of the speaker, runs/<name>/submodels/<speaker>; without it the base transcribes."""
+    """Stored Submodel of the speaker, runs/<name>/submodels/<speaker>, or with `--speaker` a folder or compact file of
+    many; without it the base transcribes."""
+    speaker: str | None = None
+    """Whose of the Submodels in a folder, runs/<name>/submodels, or in a file that `specialize compact` wrote."""
     context: Literal["best", "needed", "full"] = "best"
     """Length that a Whisper's encoder sees: what the audio needs, or always 30 s. `best` is what the audio needs with a
     Submodel, and 30 s without one, for the base alone repeats itself on cropped audio."""
@@ -91,6 +94,7 @@ def transcribe(words: list[str]) -> None:
     """Print the text of audio files, with or without a Submodel."""
     from specialize.base import load_base
     from specialize.serve import Recognizer
+    from specialize.serve.stores import open_store
     from specialize.submodel import load_submodel
 
     command = tyro.cli(Transcribe, args=words, prog="specialize transcribe")
@@ -101,7 +105,14 @@ def transcribe(words: list[str]) -> None:
     if command.context != "best":
         alone = base = base.with_context(command.context)
     recognizer = Recognizer(base, batch=min(8, len(command.audio)), gate=command.gate == "on", alone=alone)
-    submodel = None if command.submodel is None else load_submodel(command.submodel, base=base.fingerprint)
+    if command.speaker is not None:
+        if command.submodel is None:
+            raise ConfigError("--speaker says whose of the Submodels in --submodel; name the folder or file.")
+        submodel = open_store(command.submodel).load(command.speaker, base=base.fingerprint)
+    elif command.submodel is not None and command.submodel.is_file():
+        raise ConfigError(f"'{command.submodel}' is a file of many. Say whose Submodel with --speaker.")
+    else:
+        submodel = None if command.submodel is None else load_submodel(command.submodel, base=base.fingerprint)
     if submodel is not None and recognizer.gate and not submodel.helps:
         print(
             f"specialize transcribe: the Submodel of '{printable(submodel.speaker)}' did not beat the base on dev, so "

@@ -37,7 +37,8 @@ class Serve:
     base: Path
     """Base folder."""
     submodels: str
-    """Folder of Submodels, one a speaker: `runs/people/submodels`, or `gs://…` or `s3://…` (extra `bucket`)."""
+    """Folder of Submodels, one a speaker: `runs/people/submodels`, or `gs://…` or `s3://…` (extra `bucket`); or a file
+    that `specialize compact` wrote."""
     host: str = "127.0.0.1"
     """Address to listen at. Anything but loopback needs keys."""
     port: int = 8000
@@ -100,7 +101,7 @@ class Forget:
     speaker: Annotated[str, tyro.conf.Positional]
     """Whose."""
     submodels: str | None = None
-    """Folder of Submodels."""
+    """Folder of Submodels, or a file that `specialize compact` wrote, which is replaced by one without the speaker."""
     server: str | None = None
     """Address of a running server, `http://127.0.0.1:8000`, which then deletes it from its folder, its memory and its
     slots, and looks whether anything is left. A key that was made with --manage is read from SPECIALIZE_KEY."""
@@ -149,7 +150,7 @@ def _application(options: Serve) -> Any:
     from specialize.serve.metrics import Metrics
     from specialize.serve.recognizer import Recognizer
     from specialize.serve.service import Service
-    from specialize.submodel import SubmodelStore
+    from specialize.serve.stores import check_there, open_store
 
     keys = None if options.keys is None else Keys(options.keys)
     base = load_base(options.base)
@@ -157,9 +158,8 @@ def _application(options: Serve) -> Any:
     if options.context != "best":
         alone = base = base.with_context(options.context)
     try:
-        store = SubmodelStore(options.submodels)
-        if not store.folder.is_dir():
-            raise ConfigError(f"There is no folder '{store.folder}'. Name one of Submodels, `runs/NAME/submodels`.")
+        store = open_store(options.submodels, base.fingerprint)
+        check_there(store)
     except ImportError as error:  # of what reads a bucket
         raise ConfigError(f"'{options.submodels}' needs more packages: {error}") from error
     if options.base_name in store:
@@ -259,16 +259,19 @@ def forget(words: list[str]) -> None:
 
 
 def _forget_in(folder: str, speaker: str) -> bool:
-    from specialize.submodel import SubmodelStore
+    from specialize.serve.stores import check_there, open_store
+    from specialize.space import CompactSubmodels
 
-    store = SubmodelStore(folder)
-    if not store.folder.exists():
-        raise ConfigError(f"There is no folder '{store.folder}'.")
+    store = open_store(folder)
+    check_there(store)
     there = store.remove(speaker)
     left = store.remnants(speaker)
     print(printable(f"'{store.folder}': {'deleted' if there else 'nothing there'}; {len(left)} files or folders left"))
     if left:
         raise StoreError(f"'{left[0]}' is still there.")
+    if isinstance(store, CompactSubmodels):
+        print("the run or space that the file was made of may have the speaker still; forget it there too")
+        return there
     for path in _naming(store.folder.parent, speaker):
         print(printable(f"'{path}' names the speaker still; it is not a Submodel, and was left alone"))
     for path in [store.folder.parent / name for name in _MAKING]:

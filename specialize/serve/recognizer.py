@@ -15,7 +15,8 @@ from specialize.corpus.audio import read_audio
 from specialize.errors import ConfigError, CorpusError, FingerprintMismatch, NoSubmodel, SpecError, StoreError
 from specialize.serve.cache import Store, SubmodelCache
 from specialize.serve.slots import Resident, Slots
-from specialize.submodel import Kind, StoredSubmodel, SubmodelStore, load_submodel
+from specialize.serve.stores import open_store
+from specialize.submodel import Kind, StoredSubmodel, load_submodel
 from specialize.submodel.layout import Layout
 from specialize.submodel.rows import decode_rows
 
@@ -45,7 +46,8 @@ class Recognizer:
 
     Args:
         base: the base.
-        submodels: where speakers' Submodels are, a folder or a store; None for a recogniser that is given loaded ones.
+        submodels: where speakers' Submodels are, a folder, a compact file or a store; None for a recogniser that is
+            given loaded ones.
         batch: rows of one compiled call, or several such numbers; the smallest that is enough is filled up.
         slots: Submodels of a spec that are on the device at a time; None is as many as the rows of a batch.
         max_tokens: most tokens of an utterance; None is what the base allows.
@@ -58,6 +60,7 @@ class Recognizer:
 
     Raises:
         ConfigError: there are fewer slots than rows in a batch.
+        StoreError, FingerprintMismatch: the compact file cannot be read, or is of another base.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Recognizer:
             )
         alone = base.alone() if alone is None else alone
         self.max_tokens = max_tokens or base.architecture.max_labels
-        store = SubmodelStore(submodels) if isinstance(submodels, (str, Path)) else submodels
+        store = open_store(submodels, base.fingerprint) if isinstance(submodels, (str, Path)) else submodels
         self.cache = SubmodelCache(
             _Nothing() if store is None else store, base, bytes=cache_bytes, dropped=self._drop, refresh=refresh
         )

@@ -15,7 +15,8 @@ from specialize.serve.audio import AudioDecoder, cut_at_pauses
 from specialize.serve.batcher import Batch, Batcher, Busy
 from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.slots import Resident
-from specialize.submodel import Kind, SubmodelStore
+from specialize.serve.stores import SpeakerStore
+from specialize.submodel import Kind
 
 _WARMING_SECONDS = 30
 """What a client is told to wait while programs are compiled."""
@@ -76,7 +77,7 @@ class Service:
     def __init__(
         self,
         recognizer: Recognizer,
-        store: SubmodelStore,
+        store: SpeakerStore,
         decoder: AudioDecoder,
         *,
         lengths: Sequence[float] = (2, 4, 8, 15, 30),

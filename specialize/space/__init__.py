@@ -1,6 +1,7 @@
 """Spaces of speakers: generators of Submodels from embeddings, how they are stored, and what is in them."""
 
 from specialize.space.compact import CompactStore, write_compact
+from specialize.space.compact_submodels import CompactSubmodels
 from specialize.space.generators import (
     GENERATORS,
     AnyGenerator,
@@ -18,6 +19,7 @@ __all__ = [
     "GENERATORS",
     "AnyGenerator",
     "CompactStore",
+    "CompactSubmodels",
     "Generator",
     "Hypernetwork",
     "Linear",

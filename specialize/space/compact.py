@@ -6,6 +6,7 @@ id's search begins at its hash and goes on to the next entry until the id at the
 """
 
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ _LOAD = 0.6
 """Share of the hash table that is used, at most."""
 _SAMPLE = 64
 """Speakers that the error of rounding is measured on, at most."""
+_ROWS = ("coefficients", "losses", "beats_base", "checks")
+"""Tensors that have a row for each speaker."""
 _LOSSES = ("dev_loss", "base_dev_loss")
 _UNKNOWN = 2
 """In `beats_base`, beside 0 and 1."""
@@ -103,7 +106,9 @@ class CompactStore:
     def version(self, speaker: str) -> str | None:
         """What a recogniser tells versions apart by; None for a speaker who is not here. The file does not change."""
         place = self._find(speaker)
-        return None if place is None else str(int(self._read("checks", place, place + 1)[0]))
+        if place is None:
+            return None
+        return f"{self._header['check']}-{int(self._read('checks', place, place + 1)[0])}"
 
     def load(self, speaker: str, *, base: str | None = None) -> StoredSubmodel:
         """The Submodel of a speaker.
@@ -233,21 +238,47 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
                 check = zlib.crc32(np.ascontiguousarray(array).data, check)
             tensors |= {f"{kind}/{part}/{name}": array for kind, array in stored.items()}
             names.append([part, name])
-    header = json.dumps(
-        {
-            "format": FORMAT,
-            "base": space.base,
-            "spec": spec_to_json(space.spec),
-            "speakers": len(ids),
-            "table": len(tensors["table"]),
-            "parameters": names,
-            "check": check,
-            "dtype": dtype,
-        }
-    )
-    metadata = {"specialize": header, "check": str(zlib.crc32(header.encode()))}
-    write_tensors(tensors, path, metadata, "compact store")
+    header = {
+        "format": FORMAT,
+        "base": space.base,
+        "spec": spec_to_json(space.spec),
+        "speakers": len(ids),
+        "table": len(tensors["table"]),
+        "parameters": names,
+        "check": check,
+        "dtype": dtype,
+    }
+    write_tensors(tensors, path, _metadata(header), "compact store")
     return Written(path, path.stat().st_size, len(ids), *_errors(space, CompactStore(path)))
+
+
+def without_speaker(path: Path, speaker: str) -> None:
+    """Replaces a compact file by one that is the same without a speaker.
+
+    Raises:
+        NoSubmodel: the file has no such speaker.
+        StoreError: it is no compact store or damaged, or the file system refused.
+    """
+    store = CompactStore(path)
+    place = store._find(speaker)
+    if place is None:
+        raise NoSubmodel(f"'{path}' has no speaker '{speaker}'.")
+    tensors = {name: store._read(name) for name in store._file.keys()}  # noqa: SIM118
+    ends = tensors["ends"]
+    tensors["ids"] = np.concatenate([tensors["ids"][: ends[place]], tensors["ids"][ends[place + 1] :]])
+    tensors["ends"] = np.concatenate([ends[: place + 1], ends[place + 2 :] - (ends[place + 1] - ends[place])])
+    for name in _ROWS:
+        tensors[name] = np.delete(tensors[name], place, axis=0)
+    bounds = tensors["ends"].tolist()
+    whole = tensors["ids"].tobytes()
+    tensors["table"] = _table([whole[start:end] for start, end in itertools.pairwise(bounds)])
+    header = store._header | {"speakers": len(store) - 1, "table": len(tensors["table"])}
+    write_tensors(tensors, path, _metadata(header), "compact store")
+
+
+def _metadata(header: dict[str, Any]) -> dict[str, str]:
+    text = json.dumps(header)
+    return {"specialize": text, "check": str(zlib.crc32(text.encode()))}
 
 
 def _scaled(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
