@@ -26,10 +26,13 @@ test = [
     "last-asr>=0.0.4",  # an oracle for the transducer loss
     "tensorboard>=2.18",
     "espeakng-loader==0.2.4",  # speaks the synthetic corpus, which another version says a little differently
+    "flask-cors>=5",  # of moto's server
     "httpx>=0.27",
     "jsonschema>=4.20",  # the schema that job files are to satisfy
+    "moto[s3]>=5",  # an S3 on loopback, for a store in a bucket
     "openai>=1.60",  # the client that the server is to satisfy
     "ruff>=0.14",
+    "s3fs>=2024.10",
     "selenium>=4.25",  # the page, where Chromium and its driver are
     "pyright>=1.1.400",
     *serve,

@@ -261,6 +261,7 @@ def forget(words: list[str]) -> None:
 def _forget_in(folder: str, speaker: str) -> bool:
     from specialize.serve.stores import check_there, open_store
     from specialize.space import CompactSubmodels
+    from specialize.submodel.checkpoint import exists
 
     store = open_store(folder)
     check_there(store)
@@ -275,7 +276,7 @@ def _forget_in(folder: str, speaker: str) -> bool:
     for path in _naming(store.folder.parent, speaker):
         print(printable(f"'{path}' names the speaker still; it is not a Submodel, and was left alone"))
     for path in [store.folder.parent / name for name in _MAKING]:
-        if path.exists():
+        if exists(path):
             print(
                 printable(f"'{path}' may have what makes the Submodel again; delete it, or train without the speaker")
             )
@@ -284,11 +285,15 @@ def _forget_in(folder: str, speaker: str) -> bool:
 
 def _naming(run: Any, speaker: str) -> list[Any]:
     """Files of a run that name a speaker: logs, results and reports, which are not deleted here."""
-    if not (run / "config.json").exists():
+    from specialize.submodel.bucket import is_far, read_far
+    from specialize.submodel.checkpoint import children, exists
+
+    if not exists(run / "config.json"):
         return []
     ways = {json.dumps(speaker), json.dumps(speaker, ensure_ascii=False), html.escape(speaker)}
-    files = [path for path in run.iterdir() if path.suffix in (".json", ".jsonl", ".html")]
-    return [path for path in sorted(files) if any(way.encode() in path.read_bytes() for way in ways)]
+    files = [path for path in children(run) if path.suffix in (".json", ".jsonl", ".html")]
+    read = [(path, read_far(path) if is_far(path) else path.read_bytes()) for path in sorted(files)]
+    return [path for path, content in read if any(way.encode() in content for way in ways)]
 
 
 def _forget_at(server: str, speaker: str) -> bool:

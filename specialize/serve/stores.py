@@ -6,6 +6,7 @@ from pathlib import Path
 from specialize.errors import FingerprintMismatch, StoreError
 from specialize.space.compact_submodels import CompactSubmodels
 from specialize.submodel import SubmodelStore
+from specialize.submodel.checkpoint import exists
 
 SpeakerStore = SubmodelStore | CompactSubmodels
 """A store that lists its speakers and deletes them."""
@@ -35,5 +36,5 @@ def open_store(path: Path | str, base: str | None = None) -> SpeakerStore:
 
 def check_there(store: SpeakerStore) -> None:
     """Raises StoreError where there is no folder."""
-    if isinstance(store, SubmodelStore) and not store.folder.is_dir():
+    if isinstance(store, SubmodelStore) and not exists(store.folder):
         raise StoreError(f"There is no folder '{store.folder}'. Name one of Submodels, `runs/NAME/submodels`.")

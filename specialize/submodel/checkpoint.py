@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from specialize.errors import FingerprintMismatch, StoreError
+from specialize.submodel.bucket import copy_here, is_far, is_there, names_in, read_far, remove_far
 from specialize.submodel.shards import read_shards
 
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -43,6 +46,11 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
     Raises:
         StoreError: the metadata is no JSON data, or the file system refused.
     """
+    if str(path).startswith("s3://"):
+        raise StoreError(
+            f"'{path}' is in a bucket that Orbax does not write to. Save to a folder, and copy that, "
+            f"{_METADATA} last, so that it is not read before it is whole."
+        )
     try:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:
@@ -67,8 +75,8 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
 
 def _discard(old: epath.Path, aside: epath.Path) -> None:
     """Removes what is replaced. On a disk whoever reads it finds all of it gone at once, not one file after another."""
-    if "://" in str(old):
-        old.rmtree()
+    if is_far(old):
+        remove_far(old)
         return
     if aside.exists():
         aside.rmtree()
@@ -98,8 +106,8 @@ def checkpoint_version(path: epath.Path) -> str | None:
     """
     file = path / _METADATA
     try:
-        if "://" in str(path):
-            return hashlib.sha256(file.read_bytes()).hexdigest()  # it has the time of its writing
+        if is_far(path):
+            return hashlib.sha256(read_far(file)).hexdigest()  # it has the time of its writing
         found = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -117,7 +125,7 @@ def standing(path: epath.Path) -> tuple[epath.Path, str] | None:
     Raises:
         StoreError: it cannot be told whether there is one.
     """
-    for _ in range(_LOOKS):
+    for _ in range(1 if is_far(path) else _LOOKS):
         for place in (path, path.parent / f"{path.name}{OLD}"):
             version = checkpoint_version(place)
             if version is not None:
@@ -128,8 +136,19 @@ def standing(path: epath.Path) -> tuple[epath.Path, str] | None:
 def remnants(path: epath.Path) -> list[epath.Path]:
     """A checkpoint, if it is there, and what unfinished writes of it have left beside it."""
     marks = tuple(f"{path.name}{mark}" for mark in (UNFINISHED, NEW, OLD))
-    around = path.parent.iterdir() if path.parent.exists() else ()
-    return [p for p in around if p.name == path.name or p.name.startswith(marks)]
+    return [p for p in children(path.parent) if p.name == path.name or p.name.startswith(marks)]
+
+
+def exists(path: epath.Path) -> bool:
+    """Whether there is something at `path`. Raises StoreError where that cannot be told of a bucket."""
+    return is_there(path) if is_far(path) else path.exists()
+
+
+def children(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder; nothing where there is none. Raises StoreError where that cannot be told of a bucket."""
+    if is_far(folder):
+        return [folder / name for name in names_in(folder)]
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def remove_checkpoint(path: epath.Path, whose: str) -> bool:
@@ -141,7 +160,10 @@ def remove_checkpoint(path: epath.Path, whose: str) -> bool:
     there = remnants(path)
     try:
         for folder in there:
-            folder.rmtree()
+            if is_far(folder):
+                remove_far(folder)
+            else:
+                folder.rmtree()
     except OSError as error:
         raise StoreError(f"The {whose} at '{path}' could not be deleted: {error}") from error
     return bool(there)
@@ -160,7 +182,7 @@ def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: M
     Raises:
         StoreError: nothing is there, or it is something else, or it is of a later version.
     """
-    if not path.exists():
+    if not exists(path):
         raise StoreError(f"There is no {what} at '{path}'.")
     try:
         data = _custom_metadata(path)
@@ -178,6 +200,8 @@ def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: M
 
 def _custom_metadata(path: epath.Path) -> Any:
     """What `ocp.metadata(path).custom_metadata` gives, without its 60 ms where the file is as Orbax 0.12 writes it."""
+    if is_far(path):
+        return json.loads(read_far(path / _METADATA))["custom_metadata"]
     try:
         data = json.loads((path / _METADATA).read_text())
     except (OSError, ValueError):
@@ -193,8 +217,19 @@ def read_arrays(path: epath.Path, what: str) -> Any:
     """The arrays of a checkpoint, whatever devices and processes they were written from.
 
     Raises:
-        StoreError: they are damaged.
+        StoreError: they are damaged, or the bucket cannot be read.
     """
+    if is_far(path):
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path(folder) / "checkpoint"
+            try:
+                copy_here(path, here)
+            except FileNotFoundError as error:
+                raise StoreError(f"The {what} at '{path}' is damaged, or being replaced: {error}") from error
+            try:
+                return read_arrays(epath.Path(here), what)
+            except StoreError as error:
+                raise StoreError(str(error).replace(str(here), str(path))) from error
     try:
         arrays = read_shards(path)
         if arrays is None and not path.exists():  # as above

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from specialize.errors import SpecError, StoreError
+from specialize.submodel.bucket import is_far
 from specialize.submodel.checkpoint import (
     NEW,
     OLD,
@@ -19,7 +20,9 @@ from specialize.submodel.checkpoint import (
     absolute,
     check_base,
     checkpoint_version,
+    children,
     clear_unfinished,
+    exists,
     read_arrays,
     read_metadata,
     remnants,
@@ -86,7 +89,7 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
     """Writes one Submodel as one Orbax checkpoint with its metadata, whole or not at all (see `write_checkpoint`).
 
     Args:
-        path: the folder to make; any path that Orbax can write (local, gs://, s3://).
+        path: the folder to make; any path that Orbax can write.
         stored: what to write.
         overwrite: replace what is there, if it is the same speaker's.
 
@@ -95,7 +98,7 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
             file system refused.
     """
     path = absolute(path)
-    if path.exists():
+    if exists(path):
         if not overwrite:
             raise StoreError(f"'{path}' is there already. Choose another path, or overwrite.")
         if submodel_metadata(path)["speaker"] != stored.speaker:
@@ -199,13 +202,13 @@ class SubmodelStore:
             StoreError: what is there is another speaker's, or the file system refused.
         """
         path = self.path(speaker)
-        if path.exists() and self._owner(path) not in (speaker, None):
+        if exists(path) and self._owner(path) not in (speaker, None):
             raise StoreError(f"'{path}' holds the Submodel of another speaker than '{speaker}'; not deleted.")
         return remove_checkpoint(path, f"Submodel of '{speaker}'")
 
     def remnants(self, speaker: str) -> list[epath.Path]:
         """Whatever is here of `speaker`: the Submodel, unfinished saves of it, and copies under other names."""
-        folders = [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.exists() else []
+        folders = [path for path in children(self.folder) if is_far(path) or path.is_dir()]
         named = remnants(self.path(speaker))
         return named + [path for path in folders if path not in named and self._owner(path) == speaker]
 
@@ -267,7 +270,7 @@ class SubmodelStore:
 
     def _folders(self) -> dict[str, epath.Path]:
         """{name of a speaker's folder: where what it should hold is}, without what is being written."""
-        paths = {path.name: path for path in self.folder.iterdir()} if self.folder.exists() else {}
+        paths = {path.name: path for path in children(self.folder)}
         names = {name.removesuffix(OLD) for name in paths if UNFINISHED not in name and not name.endswith(NEW)}
         return {name: paths[name] if name in paths else paths[f"{name}{OLD}"] for name in names}
 

@@ -1,0 +1,155 @@
+"""A store in a bucket, against moto's S3 on loopback: it is read, listed, followed and deleted from as a folder is."""
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+import specialize.cli as cli
+from specialize.errors import FingerprintMismatch, NoSubmodel, StoreError
+from specialize.serve.cache import SubmodelCache
+from specialize.serve.stores import check_there, open_store
+from specialize.submodel import SubmodelStore
+from tests.serve.stores import SPEC, made, store_of, talking
+from tests.submodel.submodels import assert_same
+
+pytestmark = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("moto", "flask_cors", "s3fs")),
+    reason="moto's server or s3fs is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """The address of an S3, to which this process's clients go."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while True:
+            assert server.poll() is None
+            try:
+                httpx.get(address)
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in {
+                "AWS_ACCESS_KEY_ID": "key",
+                "AWS_SECRET_ACCESS_KEY": "secret",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ENDPOINT_URL": address,
+                "AWS_CONFIG_FILE": str(tmp_path_factory.mktemp("aws") / "none"),
+            }.items():
+                environment.setenv(name, value)
+            yield address
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+class Bucket:
+    """A bucket of its own for each test, filled from a folder as `aws s3 sync` does."""
+
+    def __init__(self, address: str, name: str, folder: Path):
+        import boto3
+
+        self.client, self.name, self.folder = boto3.client("s3", endpoint_url=address), name, folder
+        self.client.create_bucket(Bucket=name)
+        self.path = f"s3://{name}/run/submodels"
+
+    def sync(self) -> None:
+        for file in sorted(self.folder.rglob("*")):
+            if file.is_file():
+                key = f"run/submodels/{file.relative_to(self.folder)}"
+                self.client.put_object(Bucket=self.name, Key=key, Body=file.read_bytes())
+
+    def listed(self) -> list[str]:
+        return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())]
+
+
+@pytest.fixture
+def bucket(s3, tmp_path, request) -> Bucket:
+    store_of(tmp_path, talking(), 3)
+    made_ = Bucket(s3, f"people-{abs(hash(request.node.name)) % 10**9}", tmp_path)
+    made_.sync()
+    return made_
+
+
+def test_what_is_in_a_bucket_is_what_is_in_the_folder(bucket):
+    far, near = open_store(bucket.path), SubmodelStore(bucket.folder)
+    assert isinstance(far, SubmodelStore)
+    check_there(far)
+    assert list(far.speakers()) == sorted(far.listed()) == ["s0", "s1", "s2"]
+    for name in far.listed():
+        assert name in far
+        assert_same(far.load(name, base=talking().fingerprint), near.load(name))
+    assert far.specs(talking().fingerprint) == {SPEC: 3}
+    assert far.version("s0") not in (None, far.version("s1"))
+    assert far.version("nobody") is None
+    assert "nobody" not in far
+    with pytest.raises(StoreError, match="no Submodel at"):
+        far.load("nobody")
+    with pytest.raises(FingerprintMismatch):
+        far.load("s0", base="another")
+
+
+def test_what_others_publish_in_a_bucket_is_used_next(bucket):
+    cache = SubmodelCache(far := SubmodelStore(bucket.path), talking())
+    old = cache.fetch("s0")
+    assert "s9" not in list(far.listed())
+    assert cache.fetch("s0") is old
+    near = SubmodelStore(bucket.folder)
+    near.save(made(talking(), "s0", 99), overwrite=True)
+    near.save(made(talking(), "s9", 9))
+    bucket.sync()
+    new = cache.fetch("s0")
+    np.testing.assert_array_equal(new.vector, cache.layout(SPEC).pack(near.load("s0").submodel, ""))
+    assert not np.array_equal(new.vector, old.vector)
+    assert "s9" in list(far.listed())
+    assert cache.fetch("s9").speaker == "s9"
+
+
+def test_who_is_forgotten_in_a_bucket_is_gone(bucket, capsys):
+    for name, content in (("config.json", b"{}"), ("jobs.jsonl", b'{"speaker": "s1"}'), ("space/x", b"")):
+        bucket.client.put_object(Bucket=bucket.name, Key=f"run/{name}", Body=content)
+    cli.main(["forget", "s1", "--submodels", bucket.path])
+    said = capsys.readouterr().out
+    assert "deleted; 0 files or folders left" in said
+    assert "jobs.jsonl' names the speaker still" in said
+    assert "run/space' may have what makes" in said
+    assert not any("/s1/" in key for key in bucket.listed())
+    far = SubmodelStore(bucket.path)
+    assert far.version("s1") is None
+    assert not far.remove("s1")
+    assert sorted(far.listed()) == ["s0", "s2"]
+    with pytest.raises(NoSubmodel):
+        SubmodelCache(far, talking()).fetch("s1")
+
+
+def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, tmp_path):
+    far = SubmodelStore(bucket.path)
+    with pytest.raises(StoreError, match="Save to a folder, and copy that"):
+        far.save(made(talking(), "s7", 7))
+    with pytest.raises(StoreError, match="There is no folder 's3://nowhere-at-all/x'"):
+        check_there(open_store("s3://nowhere-at-all/x"))
+    for key in bucket.listed():
+        if "/s2/state/" in key:
+            bucket.client.put_object(Bucket=bucket.name, Key=key, Body=b"damaged")
+    with pytest.raises(StoreError, match="is damaged"):
+        far.load("s2")
+    assert far.load("s0").speaker == "s0"
+    shutil.rmtree(tmp_path / "s0")  # the folder is not what is read
+    assert far.load("s0").speaker == "s0"
