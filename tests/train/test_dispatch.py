@@ -264,16 +264,23 @@ class Saving(Results):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("resident", [True])  # with audio in batches: tests/train/test_resume.py, step by step
-def test_a_run_killed_between_dispatches_goes_on_to_the_same_bits(resident):
-    """Killed at every save in turn: at the start of jobs, after full dispatches, single steps and looks."""
-    trained = cohort(4, devices=2)
-    how: Any = {"stop": STOP, "cut": CUT, "resident": resident}
+@pytest.mark.parametrize(
+    ("name", "resident", "kills"),
+    [
+        ("whisper", True, range(1, 9)),  # at the start of jobs, after full dispatches, single steps and looks
+        ("conformer-ctc", False, (9, 11, 14)),
+        ("conformer-transducer", True, (10, 12, 13, 15)),
+    ],
+)
+def test_a_run_killed_between_dispatches_goes_on_to_the_same_bits(name, resident, kills):
+    """Killed at saves in turn: on a Whisper at each of the first jobs, on the others at those of the last."""
+    trained = cohort(4, devices=2, base=name)
+    how: Any = {"stop": STOP, "cut": CUT, "resident": resident, "base": name}
     whole = Saving()
     trainer(trained, range(6), **how).run(whole)
     steps = [json.loads(progress)["schedule"]["slots"][0] for _, progress in whole.saved]
     assert [slot and slot["step"] for slot in steps] == 2 * [0, 2, 4, 5, 5, 7, 8, None]
-    for kill in range(1, len(whole.saved)):
+    for kill in kills:
         killed = Saving(kill)
         with pytest.raises(KeyboardInterrupt):
             trainer(trained, range(6), **how).run(killed)

@@ -1,12 +1,11 @@
 """A run that was killed or stopped goes on to the same bits, and one that cannot go on loses nothing."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,8 +26,9 @@ from specialize.train.metrics import read_metrics
 from specialize.train.recorder import Recorder
 from specialize.train.state import StateFolder
 from specialize.train.step import CohortState
-from tests.bases import tiny_whisper
+from tests.bases import BASES
 from tests.people import write_people
+from tests.train.sittings import codes, said, sit
 
 # More speakers than slots, more utterances than a batch, dropout, and jobs that end at different steps: all that a run
 # has to take up again.
@@ -39,7 +39,7 @@ from specialize import CohortConfig, CorpusConfig, Experiment, HyperParameters, 
 here = Path(__file__).parent
 experiment = Experiment(
     name="people",
-    base=here / "base",
+    base=here / "whisper/base",
     corpus=CorpusConfig(manifest=here / "people.jsonl", cache=here / "cache"),
     submodel=ResidualAdapter(bottleneck=2),
     hyper=HyperParameters(learning_rate=1.0, dropout=0.1),
@@ -50,85 +50,41 @@ experiment = Experiment(
 )
 """
 
-# Each sitting is a process of its own, forked before JAX has started any threads, so that it need not import everything
-# again. It gets a signal at its n-th touch of the run's files, or look, or so many seconds after its n-th save began.
-PROGRAM = """
-import json, os, pathlib, shutil, signal, sys, threading
-import specialize.train
-from specialize.cli import main
-from specialize.train.recorder import Recorder
-from specialize.train.state import StateFolder
-
-folder, sittings = sys.argv[1], json.loads(sys.argv[2])
-TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
-
-def send_at(event, number, name, seconds):
-    seen = 0
-
-    def happened():
-        nonlocal seen
-        seen += 1
-        if seen == number and seconds:
-            threading.Timer(seconds, os.kill, (os.getpid(), signal.Signals[name])).start()
-        elif seen == number:
-            os.kill(os.getpid(), signal.Signals[name])
-
-    def counted(method):
-        def call(*arguments, **more):
-            happened()
-            return method(*arguments, **more)
-        return call
-
-    if event == "touch":
-        sys.addaudithook(lambda event, args: event in TOUCHES and f"{folder}/runs" in str(args[0]) and happened())
-    elif event == "save":
-        StateFolder.save = counted(StateFolder.save)
-    elif event == "look":
-        Recorder.looked = counted(Recorder.looked)
-
-codes = []
-for index, (words, *signalled) in enumerate(sittings):
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(f"{folder}/said{index}", os.O_WRONLY | os.O_CREAT), 2)
-        if signalled:
-            send_at(*signalled)
-        main(words)
-        sys.exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    runs = f"{folder}/runs"
-    shutil.copytree(runs, f"{folder}/after{index}")
-    codes.append(code)
-
-pathlib.Path(folder, "codes").write_text(json.dumps(codes))
-"""
-
 RANDOM = Random(0)
 WHOLE = [["--name", "whole"]]
-KILLS = [
-    [[], "touch", 5, "SIGKILL", 0],  # config.json is written, and not yet in its place
-    [[], "touch", 12, "SIGKILL", 0],
-    [[], "touch", RANDOM.randrange(20, 45), "SIGKILL", 0],  # in the first save, or the next
-    [[], "save", RANDOM.randrange(2, 5), "SIGKILL", RANDOM.uniform(0.0, 0.1)],
-    [["--save-seconds", "1000"], "look", 10, "SIGTERM", 0],
-    [[], "touch", RANDOM.randrange(20, 90), "SIGKILL", 0],
-]
-STOPPED = 5
-"""The sitting that got SIGTERM; `whole` is sitting 0."""
+# From the third save on, there is a state that is whole.
+KILLS = {
+    "whisper": [
+        [[], "touch", 5, "SIGKILL", 0],  # config.json is written, and not yet in its place
+        [[], "touch", RANDOM.randrange(20, 45), "SIGKILL", 0],  # in the first save, or the next
+        [[], "save", RANDOM.randrange(3, 6), "SIGKILL", RANDOM.uniform(0.0, 0.1)],
+        [["--save-seconds", "1000"], "look", 10, "SIGTERM", 0],
+    ],
+    "conformer-ctc": [[[], "save", RANDOM.randrange(3, 6), "SIGKILL", RANDOM.uniform(0.0, 0.1)]],
+    "conformer-transducer": [[[], "save", RANDOM.randrange(3, 6), "SIGKILL", RANDOM.uniform(0.0, 0.1)]],
+}
+"""What ends the sittings of the run on each base but the last."""
+RATES = {"whisper": "1.0", "conformer-ctc": "0.5", "conformer-transducer": "0.3"}
+"""Learning rates at which some jobs end early and some do not."""
+STOPPED = 4
+"""The sitting on a Whisper that got SIGTERM; the whole run of each base comes before the others."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A base, a corpus, an experiment file, and what every sitting left: `after0` to `after7`."""
+    """A corpus, an experiment file and bases, and what every sitting left, `BASE/after0` and so on."""
     folder = tmp_path_factory.mktemp("resume")
-    write_people(folder, 11, 6, seconds=0.3)
-    save_base(tiny_whisper(), folder / "base")
+    write_people(folder, 11, 6, seconds=0.7)  # with CTC each letter needs a frame
     (folder / "people.py").write_text(EXPERIMENT)
-    sittings = [[["train", str(folder / "people.py"), *words], *how] for words, *how in [WHOLE, *KILLS, [[]]]]
-    environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), json.dumps(sittings)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    sittings = []
+    for name, kills in KILLS.items():
+        (folder / name).mkdir()
+        save_base(BASES[name](), folder / name / "base")
+        given = ["--base", str(folder / name / "base"), "--runs", str(folder / "runs" / name)]
+        given += ["--hyper.learning-rate", RATES[name]]
+        for index, (words, *how) in enumerate([WHOLE, *kills, [[]]]):
+            sittings.append([name, index, ["train", str(folder / "people.py"), *given, *words], *how])
+    sit(folder, sittings)
     shutil.rmtree(folder / "runs")
     return folder
 
@@ -136,7 +92,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def stopped(folder, tmp_path) -> Path:
     """A copy of the run as SIGTERM left it; `arguments` go on with it."""
-    shutil.copytree(folder / f"after{STOPPED}" / "people", tmp_path / "people")
+    shutil.copytree(folder / f"whisper/after{STOPPED}/people", tmp_path / "people")
     return tmp_path / "people"
 
 
@@ -157,19 +113,15 @@ def saved_states(run: Path) -> list[int]:
     return sorted(int(path.name) for path in run.glob("state/*") if path.name.isdigit())
 
 
-def said(folder: Path, sitting: int) -> str:
-    return (folder / f"said{sitting}").read_text()
-
-
 def measured(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without what the clock says; NaN as text, so that lines compare."""
     lines = [record for record in read_metrics(run / "metrics.jsonl") if record.pop("seconds") >= 0]
     return [{key: str(value) for key, value in record.items()} for record in lines]
 
 
-def assert_as_whole(folder: Path, run: Path) -> None:
-    """Whether a run came out, bit for bit, as the one that was never stopped."""
-    whole = folder / "after0" / "whole"
+def assert_as_whole(folder: Path, run: Path, name: str = "whisper") -> None:
+    """Whether a run came out, bit for bit, as the one on the same base that was never stopped."""
+    whole = folder / name / "after0/whole"
     assert (run / "jobs.jsonl").read_bytes() == (whole / "jobs.jsonl").read_bytes()
     assert measured(run) == measured(whole)
     ours, theirs = SubmodelStore(run / "submodels"), SubmodelStore(whole / "submodels")
@@ -191,24 +143,28 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def test_the_run_is_worth_a_test(folder):
+@pytest.mark.parametrize("name", BASES)
+def test_the_run_is_worth_a_test(folder, name):
     """Jobs end at different steps, and slots are refilled."""
-    steps = [json.loads(line)["steps"] for line in (folder / "after0/whole/jobs.jsonl").read_text().splitlines()]
+    whole = folder / name / "after0/whole"
+    steps = [json.loads(line)["steps"] for line in (whole / "jobs.jsonl").read_text().splitlines()]
     assert len(set(steps)) > 1
-    assert len({line["slot"] for line in measured(folder / "after0/whole")}) < len(steps)
+    assert len({line["slot"] for line in measured(whole)}) < len(steps)
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder):
-    kill = -signal.SIGKILL
-    assert json.loads((folder / "codes").read_text()) == [0, kill, kill, kill, kill, EXIT_PREEMPTED, kill, 0]
-    went_on = [sitting for sitting in range(8) if "goes on with" in said(folder, sitting)]
-    assert went_on[-3:] == [STOPPED, STOPPED + 1, STOPPED + 2]
-    assert_as_whole(folder, folder / "after7" / "people")
+@pytest.mark.parametrize("name", BASES)
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder, name):
+    ends = [EXIT_PREEMPTED if how[3] == "SIGTERM" else -signal.SIGKILL for how in KILLS[name]]
+    assert codes(folder, name) == [0, *ends, 0]
+    last = len(ends) + 1
+    assert "goes on with" in said(folder, name, last)
+    assert_as_whole(folder, folder / f"{name}/after{last}/people", name)
 
 
 def test_sigterm_saves_one_more_state(folder):
-    assert "its state is saved" in said(folder, STOPPED)
-    before, after = (saved_states(folder / f"after{sitting}/people") for sitting in (STOPPED - 1, STOPPED))
+    assert "goes on with" in said(folder, "whisper", STOPPED)
+    assert "its state is saved" in said(folder, "whisper", STOPPED)
+    before, after = (saved_states(folder / f"whisper/after{sitting}/people") for sitting in (STOPPED - 1, STOPPED))
     assert max(after) == max(before, default=0) + 1
 
 
@@ -270,9 +226,10 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError("no space left on device")
 
 
-@pytest.mark.parametrize("save", [full_disk, lambda *_, **__: Background()], ids=["at once", "in the background"])
-def test_states_that_cannot_be_saved_are_told_and_the_run_ends_as_ever(folder, stopped, save, monkeypatch, capsys):
-    monkeypatch.setattr(ocp.training.Checkpointer, "save_async", save)
+def test_states_that_cannot_be_saved_are_told_and_the_run_ends_as_ever(folder, stopped, monkeypatch, capsys):
+    """Saves fail in the background, and every third at once."""
+    saves = itertools.cycle([lambda *_, **__: Background(), lambda *_, **__: Background(), full_disk])
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_async", lambda *values, **more: next(saves)(*values, **more))
     main(arguments(folder, stopped))
     assert "state not saved" in (message := capsys.readouterr().err)
     assert "no space left on device" in message
