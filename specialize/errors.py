@@ -25,6 +25,10 @@ class StoreError(SpecializeError):
     """A Submodel that cannot be stored or loaded."""
 
 
+class SaveBroken(SpecializeError):
+    """A state that one process of a run could not save while the others had begun to, who wait for it."""
+
+
 class NoSubmodel(StoreError):
     """A speaker who has no Submodel in a store."""
 

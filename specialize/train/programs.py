@@ -98,7 +98,7 @@ def _train(planned: Plan, run: Run, shown: Progress, stopped: Callable[[], bool]
         shown.note(f"goes on with other packages, so maybe other bits: {', '.join(run.changed_versions)}")
     if len(planned.programs) > 1:
         shown.note(f"the grid makes {len(planned.programs)} programs, which run one after another")
-    states = StateFolder(run.folder / STATE)
+    states = StateFolder(run.folder / STATE, peers)
     saved = states.latest()
     check_alike(peers, {"last state": saved and saved.number})
     began = saved.progress["run"] if saved else None

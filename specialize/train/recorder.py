@@ -163,11 +163,6 @@ class Recorder:
             self.settle()
             if self.failures:
                 raise StoreError(f"not while {len(self.failures)} Submodels cannot be written")
-            # All begin anew with what saves, or none: they are in step.
-            failures = self._peers.exchange(self._failure_of_save(), patient=True)
-            if failure := next(filter(None, failures), None):
-                self.states.reopen()
-                raise StoreError(failure)
             logs, failure = self._peers.of_first(self._sizes)
             if failure is not None:
                 raise StoreError(failure)
@@ -181,14 +176,6 @@ class Recorder:
             self.states.save(state, {"run": beside, "trainer": progress})
 
         save_or_tell(self.states, begin, stopped=lambda: self._stop, tell=self.progress.note, run=self.run.folder)
-
-    def _failure_of_save(self) -> str | None:
-        """Why the save before this one failed, if it did."""
-        try:
-            self.states.wait()
-        except StoreError as error:
-            return str(error)
-        return None
 
     def _sizes(self) -> tuple[dict[str, int], str | None]:
         """Bytes of the logs that a state goes with, or why they are not on disk."""

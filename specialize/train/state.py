@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from specialize.errors import Preempted, StoreError
+from specialize.errors import Preempted, SaveBroken, StoreError
+from specialize.processes import ALONE, Peers
 
 FORMAT = 1
 """Version of what is saved."""
@@ -32,10 +33,15 @@ class StateFolder:
 
     Orbax writes beside and renames, so a save that is killed, or for which there is no space, leaves the states before
     it as they were.
+
+    Args:
+        folder: of the states.
+        peers: the processes of the run. All save together, into the same folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, peers: Peers = ALONE):
         self.folder = Path(folder).absolute()
+        self._peers = peers
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._pending: Any = None
         self._checkpointer = self._open()
@@ -82,13 +88,18 @@ class StateFolder:
             progress: JSON data.
 
         Raises:
-            StoreError: the save before this one failed, or this one cannot begin.
+            StoreError: the save before this one failed in some process, or this one cannot begin. All processes raise
+                it, and may try again.
+            SaveBroken: this one of several processes has failed in what the others have begun, and is to end.
         """
-        try:
-            self.wait()
-        except StoreError:
-            self.reopen()
-            raise
+        # Inside Orbax they wait for each other, so who cannot save says so before.
+        several = self._peers.count > 1
+        everyone = self._peers.exchange(self._unready(), patient=True)
+        if failed := [(i, why) for i, (why, _) in enumerate(everyone) if why is not None]:
+            if any(before for _, before in everyone):
+                self._reopen()  # all do, or none
+            index, why = failed[0]
+            raise StoreError(f"process {index}: {why}" if several else why)
         number, self._next = self._next, self._next + 1
         progress = json.loads(
             json.dumps(progress, allow_nan=False)
@@ -98,14 +109,35 @@ class StateFolder:
                 number, self._copy(_plain(state)), custom_metadata={"format": FORMAT, "progress": progress}
             )
         except Exception as error:  # Orbax raises many types.
-            self.reopen()
-            raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
+            if several:
+                raise SaveBroken(self._not_saved(error)) from error
+            self._reopen()
+            raise StoreError(self._not_saved(error)) from error
+
+    def _unready(self) -> tuple[str | None, bool]:
+        """Why this process cannot save, and whether that is the failure of the save before."""
+        try:
+            self.wait()
+        except StoreError as error:
+            return str(error), True
+        try:
+            if self._peers.count > 1:
+                self.folder.mkdir(exist_ok=True)
+                probe = self.folder / f"writable.{self._peers.index}"
+                probe.write_bytes(b"?")
+                probe.unlink()
+        except OSError as error:
+            return self._not_saved(error), False
+        return None, False
+
+    def _not_saved(self, error: Exception) -> str:
+        return f"The state of the run could not be saved in '{self.folder}': {error}"
 
     def wait(self) -> None:
         """Waits for the save that is under way.
 
         Raises:
-            StoreError: it failed. `reopen` before the next.
+            StoreError: it failed.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -113,7 +145,7 @@ class StateFolder:
         try:
             pending.result()
         except Exception as error:  # Orbax raises many types.
-            raise StoreError(f"The state of the run could not be saved in '{self.folder}': {error}") from error
+            raise StoreError(self._not_saved(error)) from error
 
     def close(self) -> None:
         """Waits for the save that is under way, whatever comes of it, and gives up what is held."""
@@ -130,11 +162,14 @@ class StateFolder:
             cleanup_tmp_directories=True,
         )
 
-    def reopen(self) -> None:
+    def _reopen(self) -> None:
         """Begins anew after a save that failed: its checkpointer would raise the same error at every later one."""
         with contextlib.suppress(Exception):  # the failure that was just reported
             self._checkpointer.close()
-        self._checkpointer = self._open()
+        try:
+            self._checkpointer = self._open()
+        except Exception as error:  # Orbax raises many types.
+            raise (SaveBroken if self._peers.count > 1 else StoreError)(self._not_saved(error)) from error
 
 
 def save_or_tell(

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -26,7 +26,7 @@ from tests.train.test_step import COLLECTIVE
 DEVICES = 4
 # More speakers than slots, dropout, jobs that end at different steps, and a grid: what processes have to agree on.
 EXPERIMENT = """
-import os
+import os, sys
 from pathlib import Path
 from specialize import CohortConfig, CorpusConfig, Experiment, HyperParameters, ResidualAdapter, Stopping
 
@@ -46,23 +46,31 @@ experiment = Experiment(
 if "HLO" in os.environ:  # each process writes down what it compiles
     own = Path(os.environ["HLO"]) / os.environ["SPECIALIZE_PROCESS"]
     os.environ["XLA_FLAGS"] += f" --xla_dump_to={own} --xla_dump_hlo_as_text"
+if os.environ.get("REFUSED") == os.environ["SPECIALIZE_PROCESS"]:  # once, what this process writes among states
+    def refuse(event, arguments, times=[1]):
+        if times and event in ("open", "os.mkdir") and "/two/state/" in str(arguments[0]):
+            times.pop()
+            raise PermissionError(13, "Permission denied", str(arguments[0]))
+
+    sys.addaudithook(refuse)
 """
 
 
 class Launched:
     """`specialize launch local`, and what it has said so far."""
 
-    def __init__(self, folder: Path, processes: int, *words: str, devices: int = DEVICES, hlo: Path | None = None):
+    def __init__(
+        self, folder: Path, processes: int, *words: str, devices: int = DEVICES, told: Mapping[str, str] | None = None
+    ):
         # The tests' own count of devices is of their process alone.
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
         self._began = time.monotonic()
-        told = {} if hlo is None else {"HLO": str(hlo), "JAX_ENABLE_COMPILATION_CACHE": "0"}
         command = [sys.executable, "-m", "specialize.cli", "launch", "local", "--processes", str(processes)]
         command += ["--devices", str(devices // processes), "people.py", *words]
         self._process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | {"XLA_FLAGS": flags} | told,
+            env=os.environ | {"XLA_FLAGS": flags} | dict(told or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -142,8 +150,12 @@ def assert_same(run: Run, other: Run) -> None:
 
 
 def test_two_processes_train_the_submodels_of_one_without_collectives(folder, alone):
-    code, said = Launched(folder, 2, "--name", "two", hlo=folder / "hlo").end()
+    # The second cannot write the first state; what is compiled is not taken from where it is kept.
+    told = {"HLO": str(folder / "hlo"), "JAX_ENABLE_COMPILATION_CACHE": "0", "REFUSED": "1"}
+    code, said = Launched(folder, 2, "--name", "two", told=told).end()
     assert code == 0, said
+    assert len(re.findall(r"state not saved: process 1: .*Permission denied.*The run goes on", said)) == 1
+    assert "has not come" not in said
     assert_same(Run(folder / "runs/two"), alone)
     # One tells of the run, and no line is of two at once.
     assert len(re.findall(r"^\[0\] .*5 Submodels of 10", said, re.M)) == 1
