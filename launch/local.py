@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from specialize.errors import EXIT_PEER, ConfigError
 from specialize.printable import printable
@@ -24,13 +25,15 @@ GRACE = 10.0
 class Local:
     """Run an experiment in several processes on this machine.
 
-    What follows the experiment's file is for `specialize train`. Ctrl-C and SIGTERM reach every process: the run saves
-    its state, and the same command goes on; a second Ctrl-C ends it at once. The exit code is that of the process that
-    ended first with another than 0; of one that a signal has killed, 128 and the signal's number.
+    What follows the experiment's file is for `specialize train`, or --command. Ctrl-C and SIGTERM reach every process:
+    the run saves its state, and the same command goes on; a second Ctrl-C ends it at once. The exit code is that of the
+    process that ended first with another than 0; of one that a signal has killed, 128 and the signal's number.
     """
 
     processes: int = 2
     """How many."""
+    command: Literal["train", "pretrain"] = "train"
+    """Of specialize, which the experiment is for."""
     devices: int | None = None
     """Devices of each. Of GPUs, process i takes the i-th so many, of CUDA_VISIBLE_DEVICES where that is set; None
     shares those out, and needs it. On a CPU as many are made; None makes one."""
@@ -49,12 +52,12 @@ def run_local(options: Local, words: list[str]) -> int:
 
     Args:
         options: of the launcher.
-        words: of `specialize train`, from the experiment's file on.
+        words: of that command, from the experiment's file on.
 
     Returns:
         The exit code.
     """
-    command = [sys.executable, "-m", "specialize.cli", "train", *words]
+    command = [sys.executable, "-m", "specialize.cli", options.command, *words]
     port, token = _free_ports(), secrets.token_hex(16)
     added = [environment_of(options, index, port) for index in range(options.processes)]
     if options.dry_run:

@@ -127,7 +127,7 @@ def _train_space(command: Any) -> Any:
 def pretrain(words: list[str]) -> None:
     """Train a base, from scratch or on from another: `specialize pretrain experiments/FILE.py [--field value …]`."""
     from specialize.corpus import CorpusConfig
-    from specialize.processes import ProcessConfig, identify
+    from specialize.processes import ProcessConfig, joined
     from specialize.train import Pretraining
     from specialize.train import pretrain as run_pretraining
 
@@ -139,6 +139,8 @@ def pretrain(words: list[str]) -> None:
         experiment: Annotated[Pretraining, tyro.conf.arg(name="")]
         overwrite: bool = False
         """Replace the run of this name, if there is one."""
+        processes: ProcessConfig = field(default_factory=ProcessConfig)
+        """Which of several processes this is, where no launcher says it."""
 
     command = tyro.cli(
         Pretrain,
@@ -147,10 +149,10 @@ def pretrain(words: list[str]) -> None:
         prog=f"specialize pretrain {file}",
         description="Train a base on the pooled speech of many people, over all devices at once.",
     )
-    alone = identify(ProcessConfig())
-    if alone is None or alone.count > 1:
-        raise ConfigError("A base is trained by one process, on all devices of its machine. Start one.")
-    run = run_pretraining(command.experiment, overwrite=command.overwrite)
+    with joined(command.processes) as peers:
+        run = run_pretraining(command.experiment, overwrite=command.overwrite, peers=peers)
+    if not peers.first:
+        return
     summary = run.read("summary.json")
     print(
         f"{summary['parameters']:,} parameters, dev loss {summary['dev_loss']:.4f} at step {summary['best_step']}, "

@@ -1,7 +1,7 @@
 """Batches for pretraining: all utterances in a new order every epoch, as many in a batch as its audio allows."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -47,6 +47,7 @@ class Epochs:
         multiple: batches have a multiple of so many rows, one for each device.
         seed: of the orders.
         faults: takes utterances whose audio cannot be read; their rows are NaN.
+        own: which rows of a batch of so many are made, as long as those of all; None makes all.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Epochs:
         multiple: int = 1,
         seed: int = 0,
         faults: Faults | None = None,
+        own: Callable[[int], range] | None = None,
     ):
         self._corpus, self._shapes, self._seed, self._faults = corpus, shapes, seed, faults
+        self._own = own
         self._groups: list[tuple[int, list[Utterance]]] = []
         by_size: dict[Any, list[Utterance]] = {}
         for utterance in utterances:
@@ -79,8 +82,10 @@ class Epochs:
     def __getitem__(self, index: Any) -> Batch:
         epoch, place = divmod(int(index), self.steps)
         rows, utterances = self._epoch(epoch)[place]
-        made = collate(self._corpus, [utterances], rows, self._shapes, self._faults)
-        return Batch(*(field[0] for field in made))
+        each = [[utterance] for utterance in utterances] + [[]] * (rows - len(utterances))
+        own = None if self._own is None else self._own(rows)
+        made = collate(self._corpus, each, 1, self._shapes, self._faults, own=own)
+        return Batch(*(field[:, 0] for field in made))
 
     def batches(self, step: int, steps: int) -> Iterator[Batch]:
         """The batches of so many steps from `step` on, decoded ahead in threads."""

@@ -1,5 +1,9 @@
-"""Training of a base: all of its parameters, on the pooled speech of many people, over all devices at once."""
+"""Training of a base: all of its parameters, on the pooled speech of many people, over all devices at once.
 
+The devices may be of several processes. Each reads the rows of its own, and all have the same state.
+"""
+
+import contextlib
 import dataclasses
 import json
 import math
@@ -32,13 +36,17 @@ from specialize.base import save_base as write_base
 from specialize.base.architecture import Architecture
 from specialize.corpus import CorpusConfig, Epochs, Faults, JoinedCorpus, Shapes, need, open_corpus
 from specialize.errors import ConfigError
+from specialize.processes import ALONE, Peers
 from specialize.submodel import size
+from specialize.submodel.bank import lay_out, lay_out_own, own_slots
 from specialize.train.experiment import check_runs
-from specialize.train.metrics import MetricsLog, TensorBoardLog
+from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
 from specialize.train.progress import Progress
 from specialize.train.run import STATE, RunFolder, stop_signal, write_json
 from specialize.train.state import StateFolder, save_or_tell
+from specialize.train.together import check_alike, check_count, facts_of, progress_of
 from specialize.train.values import check_finite
+from specialize.train.writer import store_writer
 
 _DATA = "data"
 """The mesh axis over which the rows of a batch are laid out."""
@@ -161,36 +169,40 @@ class Trainer:
     Args:
         architecture: of the base.
         experiment: hyper-parameters.
-        devices: to use; None is all.
+        devices: to use; None is all, of all processes.
     """
 
     def __init__(self, architecture: Architecture, experiment: Pretraining, devices: Sequence[Any] | None = None):
-        devices = jax.devices() if devices is None else list(devices)
+        devices = sorted(jax.devices() if devices is None else devices, key=lambda d: d.process_index)
         self.mesh = Mesh(np.array(devices), (_DATA,), axis_types=(AxisType.Auto,))
         self._architecture, self._experiment = architecture, experiment
         self._rows, self._whole = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((_DATA,), ()))
-        self.step = jax.jit(self._step, donate_argnums=0)
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=self._whole)
         """(state, batch) → (state, loss)."""
         self.evaluate = jax.jit(self._sharded(self._losses))
         """(params, batch) → (loss total, token count)."""
-        self.keep_best = jax.jit(lambda state: state._replace(best=jax.tree.map(jnp.copy, state.average)))
-        self.forget_sums = jax.jit(lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)))
+        changed = partial(jax.jit, out_shardings=self._whole)
+        self.keep_best = changed(lambda state: state._replace(best=jax.tree.map(jnp.copy, state.average)))
+        self.forget_sums = changed(lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)))
 
     def begin(self, params: Any) -> TrainState:
         """The state before the first step."""
-        params = self.place(jax.tree.map(jnp.asarray, params))
-        average, best = (jax.tree.map(jnp.copy, params) for _ in range(2))
+        params, average, best = (jax.tree.map(jnp.array, params) for _ in range(3))
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         sums = {name: jnp.zeros(()) for name in ("train_loss", "grad_norm", "steps")}
         return self.place(TrainState(params, _ADAM.init(params), average, best, step, skipped, sums))
 
     def place(self, tree: Any) -> Any:
         """Puts a copy on every device."""
-        return jax.device_put(tree, self._whole)
+        return lay_out(tree, self._whole)
 
     def place_rows(self, batch: Batch) -> Batch:
-        """Lays the rows of a batch out over the devices."""
-        return jax.device_put(batch, self._rows)
+        """Lays the rows of a batch out over the devices. Of several processes, each has its `own_rows`."""
+        return lay_out_own(batch, self._rows)
+
+    def own_rows(self, rows: int) -> range:
+        """Which rows of a batch of so many are on the devices of this process."""
+        return own_slots(rows, self.mesh)
 
     def _sharded(self, of_rows: Callable[..., Any]) -> Callable[..., Any]:
         """`of_rows(params, batch, …)` of each device's rows, summed over devices."""
@@ -264,7 +276,9 @@ def _rate(of: Pretraining, step: Any) -> Any:
     return of.learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * along))
 
 
-def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Progress | None = None) -> PretrainRun:
+def pretrain(
+    experiment: Pretraining, *, overwrite: bool = False, progress: Progress | None = None, peers: Peers = ALONE
+) -> PretrainRun:
     """Trains a base and writes it to the run's `base` folder.
 
     A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
@@ -274,6 +288,9 @@ def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Prog
         experiment: what to train.
         overwrite: replace a run of the same name.
         progress: where to show how it goes; None shows it on stderr.
+        peers: the processes that train it together, from `specialize.processes.joined`. The run folder is one that all
+            of them reach. The batches are those of one process with as many devices, and so is the base, to float
+            tolerance.
 
     Returns:
         The finished run.
@@ -283,25 +300,38 @@ def pretrain(experiment: Pretraining, *, overwrite: bool = False, progress: Prog
         Preempted: SIGTERM came; the state is saved.
         ConfigError: the loss has not been finite for many steps in a row.
     """
+    check_count(peers)
     base = _beginning(experiment)
-    corpora = [open_corpus(dataclasses.replace(c, pool="everybody"), base, needs=()) for c in experiment.corpora]
+    configs = [dataclasses.replace(corpus, pool="everybody") for corpus in experiment.corpora]
+    corpora = peers.in_turn(lambda: [open_corpus(config, base, needs=()) for config in configs])
     training, dev = JoinedCorpus(corpora, "train"), JoinedCorpus(corpora, "dev")
     if not training.utterances or not dev.utterances:
         reasons = " ".join(str(problem) for corpus in corpora for problem in corpus.problems[:3])
         what = "nothing to choose the best step by (split dev)" if training.utterances else "nothing to train on"
         raise ConfigError(f"The corpora of '{experiment.name}' have {what}. {reasons}")
     names = " ".join(corpus.built.folder.name for corpus in corpora)
-    run = PretrainRun.begin(experiment, base=base.fingerprint, corpus=names, overwrite=overwrite)
-    if run.ended:
-        with progress or Progress() as shown:
-            run.leave_ended(shown.note)
+
+    def begin() -> PretrainRun:
+        if not peers.first:
+            return PretrainRun(experiment.folder)
+        return PretrainRun.begin(experiment, base=base.fingerprint, corpus=names, overwrite=overwrite)
+
+    run = peers.in_turn(begin)
+    utterances = [len(training.utterances), len(dev.utterances)]
+    check_alike(peers, facts_of(run, experiment, base=base.fingerprint, corpora=names, utterances=utterances))
+    shown = progress or progress_of(peers)
+    if peers.of_first(lambda: run.ended):
+        if peers.first:
+            with shown:
+                run.leave_ended(shown.note)
         return run
     problems = [problem for corpus in corpora for problem in corpus.problems]
-    write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
-    with run.held(), progress or Progress() as shown, stop_signal() as stopped:
+    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
+        if peers.first:
+            write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
         if problems:
             shown.note(f"left out: {len(problems)} utterances (problems.json); the first: {problems[0]}")
-        _Sitting(run, base, training, dev, shown, stopped).train()
+        _Sitting(run, base, training, dev, shown, stopped, peers).train()
     return run
 
 
@@ -325,30 +355,35 @@ class _Sitting:
         dev: JoinedCorpus,
         shown: Progress,
         stopped: Callable[[], bool],
+        peers: Peers,
     ):
-        self.run, self.base, self.shown, self.stopped = run, base, shown, stopped
+        self.run, self.base, self.shown, self._asked_to_stop, self.peers = run, base, shown, stopped, peers
+        self._stop = False
+        self._compiled: dict[tuple[int, tuple[int, ...]], Callable[..., Any]] = {}
         of = run.experiment
         self.trainer = Trainer(base.architecture, of)
         rate, devices = base.architecture.sample_rate, self.trainer.mesh.devices.size
         needs = [need([u]) for u in [*training.utterances, *dev.utterances]]
         shapes = Shapes.choose(needs, of.sizes, need([*training.utterances, *dev.utterances]))
         self.faults = Faults(), Faults()  # each knows its utterances by their places in a corpus of its own
-        make = partial(Epochs, shapes=shapes, samples=int(of.seconds * rate), multiple=devices)
+        own = self.trainer.own_rows if peers.count > 1 else None
+        make = partial(Epochs, shapes=shapes, samples=int(of.seconds * rate), multiple=devices, own=own)
         self.training = make(training, training.utterances, seed=of.seed, faults=self.faults[0])
         self.dev = make(dev, dev.utterances, faults=self.faults[1])
         self.hours = sum(u.samples for u in training.utterances) / rate / 3600
 
     def train(self) -> None:
-        of, run, shown = self.run.experiment, self.run, self.shown
-        states = StateFolder(run.folder / STATE)
+        of, run, shown, peers = self.run.experiment, self.run, self.shown, self.peers
+        states = StateFolder(run.folder / STATE, peers)
         saved = states.latest()
+        check_alike(peers, {"last state": saved and saved.number})
         state = self.trainer.begin(self.base.params)
         at: dict[str, Any] = {"step": 0, "looked": 0, "best": None, "best_step": 0, "metrics": 0, "seconds": 0.0}
         if saved is not None:
             state, at = states.load(saved, state), saved.progress
             shown.note(f"goes on with '{run.folder}' from step {at['step']}")
-        metrics = MetricsLog(run.folder / "metrics.jsonl", at["metrics"])
-        curves = TensorBoardLog(run.folder / "tensorboard") if of.tensorboard else None
+        metrics = MetricsLog(run.folder / "metrics.jsonl", at["metrics"]) if peers.first else Unwritten()
+        curves = TensorBoardLog(run.folder / "tensorboard") if of.tensorboard and peers.first else None
         shown.start(1, 1, of.name)
         began, last_save = time.monotonic() - at["seconds"], time.monotonic()
         try:
@@ -356,7 +391,7 @@ class _Sitting:
                 losses = []
                 look = min((at["looked"] // of.every + 1) * of.every, of.steps)
                 for batch in self.training.batches(at["step"], look - at["step"]):
-                    state, loss = self.trainer.step(state, self.trainer.place_rows(batch))
+                    state, loss = self._call(self.trainer.step, state, self.trainer.place_rows(batch))
                     losses.append(loss)
                     if len(losses) > 2:
                         jax.block_until_ready(losses[-3])
@@ -364,8 +399,12 @@ class _Sitting:
                     if at["step"] % 10 == 0:
                         done = float(losses[-3]) if len(losses) > 2 else None
                         shown.slot(0, "base", at["step"], of.steps, done, None, at["best"])
-                    if self.stopped() or time.monotonic() - last_save >= of.save_seconds:
-                        at |= {"metrics": metrics.size(), "seconds": time.monotonic() - began}
+                    due = peers.first and time.monotonic() - last_save >= of.save_seconds
+                    if due:
+                        last_save = time.monotonic()  # asked for; of several processes it comes at the next question
+                    if self._agreed(due):
+                        seconds = time.monotonic() - began
+                        at |= peers.of_first(lambda seconds=seconds: {"metrics": metrics.size(), "seconds": seconds})
                         self._save(states, state, at)
                         last_save = time.monotonic()
                 state = self._look(state, at, metrics, curves)
@@ -375,17 +414,44 @@ class _Sitting:
             states.close()
             if curves is not None:
                 curves.close()
-        self._end(state, at, time.monotonic() - began)
-        run.clear()
+        if at["best"] is None:
+            raise ConfigError(f"The dev loss of '{run.folder}' was never finite. Use a lower --learning-rate.")
+        if peers.first:
+            self._end(state, at, time.monotonic() - began)
+            run.clear()
 
-    def _look(self, state: TrainState, at: dict[str, Any], metrics: MetricsLog, curves: Any) -> TrainState:
+    def _call(self, function: Any, state: Any, batch: Batch) -> Any:
+        """Calls a compiled function once all processes have compiled it and have their rows.
+
+        One that reads or compiles for long would else keep the others waiting inside a collective, which may give up.
+        """
+        if self.peers.count == 1:
+            return function(state, batch)
+        key = (id(function), batch.audio.shape)
+        if key not in self._compiled:
+            self._compiled[key] = function.lower(state, batch).compile()
+        self.peers.exchange(None)
+        return self._compiled[key](state, batch)
+
+    def _agreed(self, due: bool = False) -> bool:
+        """Whether all are to save now: because any of them was asked to stop, or process 0 finds that it is time."""
+        agreed = self.peers.any_of({"stop": self._asked_to_stop(), "due": due})
+        self._stop = self._stop or agreed["stop"]
+        return self._stop or agreed["due"]
+
+    def _stopped(self) -> bool:
+        self._agreed()
+        return self._stop
+
+    def _look(self, state: TrainState, at: dict[str, Any], metrics: MetricsLog | Unwritten, curves: Any) -> TrainState:
         if int(state.skipped) >= _MAX_SKIPPED:
             raise ConfigError(
                 f"The loss of '{self.run.folder}' has not been finite for {int(state.skipped)} steps. "
                 f"Use a lower --learning-rate. {' '.join(self._news())}"
             )
         place, batches = self.trainer.place_rows, self.dev.batches(0, self.dev.steps)
-        sums = jax.device_get([self.trainer.evaluate(state.average, place(batch)) for batch in batches])
+        evaluate = self.trainer.evaluate
+        sums = jax.device_get([self._call(evaluate, state.average, place(batch)) for batch in batches])
         for reason in self._news():
             self.shown.note(f"cannot be read: {reason}")
         count = sum(float(n) for _, n in sums)
@@ -406,21 +472,21 @@ class _Sitting:
         return self.trainer.forget_sums(state)
 
     def _news(self) -> list[str]:
-        """What could not be read since this was asked."""
-        return [reason for faults in self.faults for reason in faults.news().values()]
+        """What could not be read since this was asked, by any process."""
+        everyone = self.peers.exchange([faults.news() for faults in self.faults])
+        return [reason for of_one in everyone for news in of_one for reason in news.values()]
 
     def _save(self, states: StateFolder, state: TrainState, at: dict[str, Any]) -> None:
         tell, run = self.shown.note, self.run.folder
-        save_or_tell(states, partial(states.save, state, at), stopped=self.stopped, tell=tell, run=run)
+        save_or_tell(states, partial(states.save, state, at), stopped=self._stopped, tell=tell, run=run)
 
     def _end(self, state: TrainState, at: dict[str, Any], seconds: float) -> None:
         run = self.run
-        if at["best"] is None:
-            raise ConfigError(f"The dev loss of '{run.folder}' was never finite. Use a lower --learning-rate.")
         made = Base.make(self.base.architecture, jax.device_get(state.best), self.base.tokenizer)
         if run.base_folder.exists():  # a sitting that was killed just here
             shutil.rmtree(run.base_folder)
-        write_base(made, run.base_folder)
+        with store_writer(self.peers) as pool:  # Orbax saves nothing for one process of a JAX job alone
+            pool.submit(write_base, made, run.base_folder).result()
         summary = {
             "steps": at["step"],
             "best_step": at["best_step"],

@@ -3,14 +3,11 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
-import jax
 import numpy as np
-from rich.console import Console
 
-from specialize.errors import ConfigError, StoreError
+from specialize.errors import StoreError
 from specialize.processes import ALONE, Peers
 from specialize.submodel import size
 from specialize.submodel.sites import flatten
@@ -19,8 +16,9 @@ from specialize.train.experiment import Experiment, to_json
 from specialize.train.planning import Plan, plan
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
-from specialize.train.run import STATE, Run, differences, stop_signal, write_json
+from specialize.train.run import STATE, Run, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder
+from specialize.train.together import check_alike, check_count, facts_of, progress_of
 
 
 def train(
@@ -46,11 +44,7 @@ def train(
         Preempted: SIGTERM came; the state is saved.
         StoreError: Submodels could not be written; all others are.
     """
-    if jax.process_count() != peers.count:
-        raise ConfigError(
-            f"JAX has {jax.process_count()} processes here, but this run is of {peers.count}. Start it with "
-            "`specialize launch`, or with SPECIALIZE_PROCESSES=auto in the environment, on all of them."
-        )
+    check_count(peers)
     planned = plan(experiment, peers)
 
     def begin() -> Run:
@@ -66,18 +60,9 @@ def train(
         )
 
     run = peers.in_turn(begin)
-    check_alike(
-        peers,
-        {
-            "experiment": to_json(planned.experiment),
-            "run folder": run.config["sitting"],
-            "base": planned.base.fingerprint,
-            "corpus": [planned.corpus.built.folder.name, len(planned.corpus.speakers)],
-            "packages": {name: version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")},
-            "devices": jax.local_device_count(),
-        },
-    )
-    shown = progress or Progress(None if peers.first else Console(quiet=True, force_terminal=False))
+    corpus = [planned.corpus.built.folder.name, len(planned.corpus.speakers)]
+    check_alike(peers, facts_of(run, planned.experiment, base=planned.base.fingerprint, corpus=corpus))
+    shown = progress or progress_of(peers)
     if peers.of_first(lambda: run.ended):
         if peers.first:
             with shown:
@@ -165,25 +150,6 @@ def _train_programs(
             else:
                 trainer.run(recorder)
         recorder.totals = recorder.totals + trainer.totals
-
-
-def check_alike(peers: Peers, facts: Mapping[str, Any]) -> None:
-    """Sees to it that all processes are to do the same.
-
-    Args:
-        peers: the processes.
-        facts: what each has: JSON data by name.
-
-    Raises:
-        ConfigError: one has another than process 0.
-    """
-    everyone = peers.exchange(dict(facts), patient=True)
-    for index, of_one in enumerate(everyone):
-        for name, theirs, own in differences(everyone[0], of_one):
-            raise ConfigError(
-                f"{name} is {own!r} for process {index}, but {theirs!r} for process 0. All processes must have the "
-                "same code and see the same files, under the same paths."
-            )
 
 
 def _digest(tree: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Who writes Submodels to the store while the run goes on.
+"""Who writes Submodels to the store while the run goes on, and a base at the end.
 
 One process does it in a thread. Of several, each has a process beside it that knows nothing of JAX's others: Orbax lets
 the processes of a JAX job save only together, all of them to the same path, and they have their Submodels ready at
@@ -19,7 +19,7 @@ from specialize.submodel import StoredSubmodel, SubmodelStore
 
 
 def store_writer(peers: Peers) -> Executor:
-    """What runs `write_submodel`, one after another.
+    """What runs `write_submodel`, and whatever else saves with Orbax for this process alone, one after another.
 
     Args:
         peers: the processes of the run.

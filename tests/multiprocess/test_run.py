@@ -60,15 +60,22 @@ class Launched:
     """`specialize launch local`, and what it has said so far."""
 
     def __init__(
-        self, folder: Path, processes: int, *words: str, devices: int = DEVICES, told: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        processes: int,
+        *words: str,
+        devices: int = DEVICES,
+        command: str = "train",
+        file: str = "people.py",
+        told: Mapping[str, str] | None = None,
     ):
         # The tests' own count of devices is of their process alone.
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
         self._began = time.monotonic()
-        command = [sys.executable, "-m", "specialize.cli", "launch", "local", "--processes", str(processes)]
-        command += ["--devices", str(devices // processes), "people.py", *words]
+        launch = [sys.executable, "-m", "specialize.cli", "launch", "local", "--processes", str(processes)]
+        launch += ["--devices", str(devices // processes), "--command", command, file, *words]
         self._process = subprocess.Popen(
-            command,
+            launch,
             cwd=folder,
             env=os.environ | {"XLA_FLAGS": flags} | dict(told or {}),
             stdout=subprocess.PIPE,

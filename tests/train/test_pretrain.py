@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,20 @@ def test_every_utterance_comes_once_an_epoch_in_another_order_each(folder):
     expected = sorted(joined.audio(u)[:1000].tobytes() for u in joined.utterances)
     assert sorted(orders[0]) == sorted(orders[1]) == expected
     assert orders[0] != orders[1]
+
+
+def test_the_rows_that_each_process_reads_make_the_batch_of_one(folder):
+    corpus = open_corpus(CorpusConfig(manifest=folder / "people.jsonl", cache=folder / "cache"), tiny_conformer_ctc())
+    joined = JoinedCorpus([corpus], "train")
+    needs = [need([u]) for u in joined.utterances]
+    shapes = Shapes.choose(needs, 2, Size(max(n.samples for n in needs), max(n.labels for n in needs)))
+    of = partial(Epochs, joined, joined.utterances, shapes, 60_000, multiple=4)
+    whole = of()
+    parts = [of(own=lambda rows, i=i: range(i * rows // 2, (i + 1) * rows // 2)) for i in range(2)]
+    for step in range(whole.steps):
+        jax.tree.map(
+            lambda a, *b: np.testing.assert_array_equal(a, np.concatenate(b)), whole[step], *(p[step] for p in parts)
+        )
 
 
 @pytest.fixture(scope="module")
