@@ -321,7 +321,11 @@ def _say_next(
         return
     base, clip = str(scoring.base or run.experiment.base), str(audio) if audio.is_file() else "CLIP.wav"
     words = ("specialize", "transcribe", base, clip, "--submodel", str(submodel))
-    console.print(f"next: {printable(shlex.join(words))}", highlight=False, soft_wrap=True, markup=False)
+    serve = ("specialize", "serve", "--base", base, "--submodels", str(submodel.parent))
     load = f"sp.Recognizer(sp.load_base({base!r})).transcribe({clip!r}, {str(submodel)!r})"
-    line = f"      from a service: import specialize as sp; {printable(load)}"
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for line in (
+        f"next: {printable(shlex.join(words))}",
+        f"      everybody over HTTP (extra `serve`): {printable(shlex.join(serve))}",
+        f"      from a program: import specialize as sp; {printable(load)}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
