@@ -1,5 +1,6 @@
 """Where a Submodel can go: the modules that a base calls, found by tracing it once."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -60,8 +61,15 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 def sites(architecture: Architecture, params: Any) -> dict[str, Site]:
     """Every named module that `architecture.losses` calls, by path, in the order of the first call.
 
-    Traces the base without computing anything. `params` may be arrays or `jax.ShapeDtypeStruct`s.
+    Traces the base without computing anything, once. `params` may be arrays or `jax.ShapeDtypeStruct`s.
     """
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: params))
+    return dict(_sites(architecture, structure, tuple(leaves)))
+
+
+@functools.lru_cache(maxsize=8)
+def _sites(architecture: Architecture, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Site]:
+    params = jax.tree.unflatten(structure, leaves)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     found: dict[str, Site] = {}
 

@@ -1,5 +1,6 @@
 """What a job trains: a Submodel by itself, or a point of a space and what the Submodel differs from it by."""
 
+import hashlib
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -17,7 +18,10 @@ Fit = Literal["embedding", "unfreeze", "embedding-then-unfreeze"]
 
 @runtime_checkable
 class Trainee(Protocol):
-    """What the slots of a cohort carry, and what comes of it: a pytree of float32 arrays, called `trained` here."""
+    """What the slots of a cohort carry, and what comes of it: a pytree of float32 arrays, called `trained` here.
+
+    Trainees are equal, and hash alike, where their traced methods do the same: compiled programs are found by them.
+    """
 
     spec: Kind
     """Of the Submodels."""
@@ -91,6 +95,14 @@ class Plain:
         self.spec, self._sites = spec, sites
         self._start = None if start is None else jax.tree.map(jnp.asarray, start)
         self.shared: Any = {}
+        # Values too: what jobs begin with is in the program that resets slots.
+        self._same = (spec, repr(sites), _content(start))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plain) and self._same == other._same
+
+    def __hash__(self) -> int:
+        return hash(self._same)
 
     def fresh(self, seed: Any) -> Submodel:
         if self._start is not None:
@@ -147,6 +159,13 @@ class Point:
         self.shared: Shared = space.shared
         self._middle = space.middle()
         self.name = f"{fit} of {space.generator}"
+        self._same = (space.generator, space.spec, fit, self._middle.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and self._same == other._same
+
+    def __hash__(self) -> int:
+        return hash(self._same)
 
     def fresh(self, seed: Any) -> dict[str, Any]:
         del seed
@@ -212,3 +231,13 @@ class Point:
 
     def _carried(self, values: dict[str, Any]) -> dict[str, Any]:
         return values if self.fit != "embedding" else {"embedding": values["embedding"]}
+
+
+def _content(tree: Any) -> bytes:
+    """A digest of arrays."""
+    digest = hashlib.blake2b()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.digest()
