@@ -55,6 +55,9 @@ class Serve:
     """The `model` that stands for the base alone."""
     slots: int = 64
     """Submodels of a kind that are on the device at a time."""
+    banks: int = 8
+    """Kinds of Submodel that have slots on the device at a time; those of the one that was not used for longest are
+    freed for another."""
     rows: tuple[int, ...] = (1, 4, 16)
     """Sizes of compiled batches."""
     lengths: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0, 30.0)
@@ -177,6 +180,7 @@ def _application(options: Serve) -> Any:
         store,
         batch=options.rows,
         slots=options.slots,
+        banks=options.banks,
         gate=options.gate == "on",
         alone=alone,
         missing=options.missing,

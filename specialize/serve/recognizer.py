@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class Recognizer:
             given loaded ones.
         batch: rows of one compiled call, or several such numbers; the smallest that is enough is filled up.
         slots: Submodels of a spec that are on the device at a time; None is as many as the rows of a batch.
+        banks: specs whose slots are on the device at a time. The bank of the least recently used one is freed for
+            another, unless a speaker in it is pinned; its programs stay compiled.
         max_tokens: most tokens of an utterance; None is what the base allows.
         gate: use the base where a Submodel did not beat it on its speaker's dev utterances.
         alone: what transcribes rows without a Submodel; None is `base.alone()`, a Whisper with its whole window.
@@ -59,7 +62,7 @@ class Recognizer:
         refresh: see `SubmodelCache`.
 
     Raises:
-        ConfigError: there are fewer slots than rows in a batch.
+        ConfigError: there are fewer slots than rows in a batch, or no banks.
         StoreError, FingerprintMismatch: the compact file cannot be read, or is of another base.
     """
 
@@ -70,6 +73,7 @@ class Recognizer:
         *,
         batch: int | Sequence[int] = 8,
         slots: int | None = None,
+        banks: int = 8,
         max_tokens: int | None = None,
         gate: bool = True,
         alone: Base | None = None,
@@ -85,6 +89,9 @@ class Recognizer:
                 f"{self.slots} slots, but a batch may have {self.batch} rows, each with its own Submodel. Use at least "
                 f"{self.batch} slots, or smaller batches."
             )
+        if banks < 1:
+            raise ConfigError(f"{banks} banks, but Submodels need at least 1 to be in.")
+        self.banks = banks
         alone = base.alone() if alone is None else alone
         self.max_tokens = max_tokens or base.architecture.max_labels
         store = open_store(submodels, base.fingerprint) if isinstance(submodels, (str, Path)) else submodels
@@ -93,7 +100,7 @@ class Recognizer:
         )
         self._params = jax.device_put(base.params)
         self._plain = jax.jit(functools.partial(_decode_plain, alone.architecture, self.max_tokens))
-        self._with: dict[Kind, tuple[Slots, Any]] = {}
+        self._with: OrderedDict[Kind, tuple[Slots, Any]] = OrderedDict()  # the least recently used first
         self._lock = threading.Lock()
 
     @property
@@ -208,7 +215,10 @@ class Recognizer:
             decoded = self._plain(self._params, audio, samples)
         else:
             slots, program = self._program(with_submodels[0].spec)
-            decoded = program(self._params, slots.rows(with_submodels, rows), audio, samples)
+            self._make_room()
+            vectors = slots.rows(with_submodels, rows)
+            self._make_room()  # other threads may have made banks meanwhile
+            decoded = program(self._params, vectors, audio, samples)
         return self._hypotheses(jax.device_get(decoded), len(clips))
 
     def warm(self, specs: Sequence[Kind], lengths: Sequence[int], *, alone: bool = True) -> Iterator[str]:
@@ -223,7 +233,9 @@ class Recognizer:
             SpecError: a spec does not fit the base.
         """
         for spec in specs:
-            self._program(spec)[0].warm(self.rows)
+            slots, _ = self._program(spec)
+            self._make_room()
+            slots.warm(self.rows)
         for padded in lengths:
             for rows in self.rows:
                 audio, samples = np.zeros((rows, padded), np.float32), np.full((rows,), 1, np.int32)
@@ -313,7 +325,22 @@ class Recognizer:
             if spec not in self._with:
                 decode = functools.partial(_decode_with, self.base.architecture, self.max_tokens, spec, layout)
                 self._with[spec] = Slots(self.slots, layout.size), jax.jit(decode)
+            self._with.move_to_end(spec)
             return self._with[spec]
+
+    def _make_room(self) -> None:
+        """Frees the banks that were not used for longest, so that with the last used one there are not too many.
+
+        Requests under way have copies of their rows (`Slots.rows`), or make their bank anew.
+        """
+        with self._lock:
+            *others, _ = [slots for slots, _ in self._with.values()]
+            others = [slots for slots in others if slots.on_device]
+            surplus = len(others) + 1 - self.banks
+            for slots in others:
+                if surplus <= 0:
+                    break
+                surplus -= slots.free()
 
 
 class _Nothing:

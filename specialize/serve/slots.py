@@ -35,7 +35,7 @@ class Resident:
 
 
 class Slots:
-    """The slots of one spec: a bank [slots, P] on the device.
+    """The slots of one spec: a bank [slots, P] on the device, from its first use until it is freed.
 
     A slot is written in place, at a cost that does not depend on how many there are or are taken. Rows of a batch are
     copies, made in the order of the calls: what has been gathered does not change when its slot is written anew.
@@ -47,7 +47,7 @@ class Slots:
 
     def __init__(self, slots: int, size: int):
         self.slots, self.size = slots, size
-        self._bank = jnp.zeros((slots, size), jnp.float32)
+        self._bank: Any = None
         self._held: OrderedDict[Resident, int] = OrderedDict()  # the least recently used first
         self._free = list(range(slots))[::-1]
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class Slots:
             needed = set(residents)
             places = [self._place(resident, needed) for resident in residents]
             index = np.array(places + [places[0]] * (count - len(places)), np.int32)
-            return _gather(self._bank, index)
+            return _gather(self._allocated(), index)
 
     def drop(self, resident: Resident) -> bool:
         """Frees the slot of a Submodel, and writes zeros over it. False if it has none."""
@@ -77,14 +77,33 @@ class Slots:
             slot = self._held.pop(resident, None)
             if slot is None:
                 return False
-            self._bank = _write(self._bank, np.int32(slot), np.zeros(self.size, np.float32))
+            self._bank = _write(self._allocated(), np.int32(slot), np.zeros(self.size, np.float32))
             self._free.append(slot)
+            return True
+
+    @property
+    def on_device(self) -> bool:
+        """Whether there is a bank."""
+        with self._lock:
+            return self._bank is not None
+
+    def free(self) -> bool:
+        """Frees the bank, unless a Submodel in it is pinned. False if nothing was freed.
+
+        Rows that were given are copies, and stay. The next use makes a bank anew, and compiles nothing.
+        """
+        with self._lock:
+            if self._bank is None or any(resident.pinned for resident in self._held):
+                return False
+            self._bank = None
+            self._held.clear()
+            self._free = list(range(self.slots))[::-1]
             return True
 
     def warm(self, counts: Sequence[int]) -> None:
         """Compiles what `rows` needs for so many rows."""
         with self._lock:
-            self._bank = _write(self._bank, np.int32(self._free[-1]), np.zeros(self.size, np.float32))
+            self._bank = _write(self._allocated(), np.int32(self._free[-1]), np.zeros(self.size, np.float32))
             for count in counts:
                 _gather(self._bank, np.zeros(count, np.int32))
 
@@ -92,6 +111,11 @@ class Slots:
         """What is in the slots."""
         with self._lock:
             return list(self._held)
+
+    def _allocated(self) -> Any:
+        if self._bank is None:
+            self._bank = jnp.zeros((self.slots, self.size), jnp.float32)
+        return self._bank
 
     def _place(self, resident: Resident, needed: set[Resident]) -> int:
         if resident.forgotten:
@@ -107,7 +131,7 @@ class Slots:
                 )
             self._free.append(self._held.pop(old))
         slot = self._free.pop()
-        self._bank = _write(self._bank, np.int32(slot), resident.vector)
+        self._bank = _write(self._allocated(), np.int32(slot), resident.vector)
         self._held[resident] = slot
         self.writes += 1
         return slot
