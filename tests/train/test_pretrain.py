@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from specialize.submodel.sites import flatten
 from specialize.train import Pretraining, PretrainRun, pretrain
 from specialize.train.metrics import read_metrics
 from specialize.train.pretrain import Trainer
-from specialize.train.state import StateFolder
 from tests.bases import random_batch, tiny_conformer_ctc
 from tests.people import write_people
+from tests.train.sittings import codes, said, sit
 
+IMPORTS = "from pathlib import Path, PosixPath\nfrom specialize import *\n"
 MODEL = ConformerConfig(
     hidden_size=16,
     num_hidden_layers=1,
@@ -46,8 +47,9 @@ def folder(tmp_path_factory) -> Path:
 
 def experiment(folder: Path, name: str, **changes: Any) -> Pretraining:
     corpora = (CorpusConfig(manifest=folder / "people.jsonl", cache=folder / "cache"),)
-    settings = {"steps": 6, "every": 3, "seconds": 8.0, "sizes": 2, "warmup": 1, "learning_rate": 3e-3, "average": 0.5}
-    return Pretraining(name, corpora, MODEL, runs=folder / "runs", **(settings | changes))
+    settings: dict[str, Any] = {"steps": 6, "every": 3, "seconds": 8.0, "sizes": 1, "warmup": 1}
+    settings |= {"learning_rate": 3e-3, "average": 0.5, "runs": folder / "runs"}
+    return Pretraining(name, corpora, MODEL, **(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -75,34 +77,59 @@ def test_one_that_has_ended_is_told_to_have(folder, whole, capsys):
         pretrain(experiment(folder, "whole", steps=9))
 
 
-@pytest.mark.parametrize("at", [6], ids=["just before the last look"])
-def test_a_stopped_pretraining_goes_on_to_the_same_bits(folder, whole, monkeypatch, at):
-    file = folder / "pretraining.py"
-    imports = "from pathlib import Path, PosixPath\nfrom specialize import *\n"
-    file.write_text(f"{imports}experiment = {experiment(folder, f'stopped{at}')!r}\n")
-    saves, save = [], StateFolder.save
-
-    def stop(self: StateFolder, *arguments: Any) -> None:
-        save(self, *arguments)
-        saves.append(arguments)
-        if len(saves) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StateFolder, "save", stop)
-        with pytest.raises(SystemExit) as ended:
-            main(["pretrain", str(file), "--save-seconds", "1e-9"])
-    assert ended.value.code == EXIT_PREEMPTED
-    main(["pretrain", str(file), "--save-seconds", "1000"])
-    run = PretrainRun(folder / f"runs/stopped{at}")
+def assert_as_whole(run: PretrainRun, whole: PretrainRun) -> None:
+    """Whether a pretraining came out, bit for bit, as the one that was never stopped."""
     ours, theirs = load_base(run.base_folder), load_base(whole.base_folder)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     records = [list(read_metrics(of.folder / "metrics.jsonl")) for of in (run, whole)]
     assert records[0] == records[1]
+    summaries = [of.read("summary.json") | {"seconds": 0.0} for of in (run, whole)]
+    assert summaries[0] == summaries[1]
+
+
+@pytest.fixture(scope="module")
+def killed(folder) -> Path:
+    """What each sitting of a pretraining left, `after0` to `after3`: killed while a state was saved, stopped just
+    before the last look, killed between its base and its summary, and ended."""
+    file, runs = folder / "killed.py", folder / "runs/killed"
+    file.write_text(f"{IMPORTS}experiment = {experiment(folder, 'run', runs=runs, save_seconds=1e-9)!r}\n")
+    ends = [
+        ("step", 3, "SIGKILL", 0.01),
+        ("step", 6, "SIGTERM", 0),
+        ("touch", "summary.json", "SIGKILL", 0),
+        (),
+    ]
+    sit(folder, [("killed", index, ["pretrain", str(file)], *how) for index, how in enumerate(ends)])
+    return folder / "killed"
+
+
+def test_a_pretraining_that_is_killed_and_stopped_goes_on_to_the_same_bits(folder, whole, killed):
+    kill = -signal.SIGKILL
+    assert codes(folder, "killed") == [kill, EXIT_PREEMPTED, kill, 0]
+    assert all("goes on with" in said(folder, "killed", sitting) for sitting in (1, 2, 3))
+    left = [{path.name for path in (killed / f"after{sitting}/run").iterdir()} for sitting in range(4)]
+    assert ["base" in names for names in left] == [False, False, True, True]
+    assert ["summary.json" in names for names in left] == [False, False, False, True]
+    assert not {"state", "summary.json.tmp"} & left[3]
+    assert_as_whole(PretrainRun(killed / "after3/run"), whole)
+
+
+def test_a_changed_configuration_is_refused_with_the_difference_and_loses_nothing(folder, killed, tmp_path):
+    shutil.copytree(killed / "after0", tmp_path / "runs")
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and path.name != "lock"]
+    before = {path: path.read_bytes() for path in files}
+    changed = experiment(folder, "run", runs=tmp_path / "runs", learning_rate=0.5, spec_augment=0.0, save_seconds=9.0)
+    with pytest.raises(ConfigError, match="has begun with another configuration") as raised:
+        pretrain(changed)
+    message = str(raised.value)
+    assert "learning_rate: 0.003 -> 0.5\n" in message
+    assert "spec_augment: 0.5 -> 0.0\n" in message
+    assert "save_seconds" not in message
+    assert {path: path.read_bytes() for path in files} == before
 
 
 def test_it_goes_on_from_another_base(folder, whole):
-    run = pretrain(experiment(folder, "on", start=whole.base_folder, steps=3))
+    run = pretrain(experiment(folder, "on", start=whole.base_folder, steps=3, sizes=2))
     assert load_base(run.base_folder).fingerprint != load_base(whole.base_folder).fingerprint
     first = next(iter(read_metrics(run.folder / "metrics.jsonl")))
     before = next(iter(read_metrics(whole.folder / "metrics.jsonl")))
