@@ -248,7 +248,8 @@ class LayerNormOnly(_Kind):
 class FullWeights(_Kind):
     """A change of every parameter of the chosen modules and of the modules in them: full fine-tuning, the ceiling.
 
-    Stored as the difference from the base. `insert` adds it to the parameters; it has no call of its own.
+    Stored as the difference from the base. `insert` adds it to the parameters; it has no call of its own. The
+    statistics of batch norms get no gradient, and stay those of the base.
     """
 
     where: tuple[str, ...] = ("encoder/layers_*",)

@@ -19,9 +19,11 @@ from specialize.submodel import (
     init_submodel,
     inserted,
 )
-from tests.bases import BASES, random_batch
+from tests.bases import BASES, random_batch, tiny_parakeet_tdt
 from tests.conftest import OLD_COMPILER
 
+EVERY = BASES | {"parakeet-tdt": tiny_parakeet_tdt}
+"""Bases of every architecture, and one in the form of the imported Conformers."""
 EVERYWHERE = ("**",)
 SPECS: dict[str, Kind] = {
     "residual-adapter": ResidualAdapter(("*/*",), bottleneck=16),
@@ -39,7 +41,7 @@ AS_USERS_COMPILE: dict[str, bool | str] = {"xla_cpu_use_fusion_emitters": True} 
 
 @functools.cache
 def base_of(name: str) -> Base:
-    return BASES[name]()
+    return EVERY[name]()
 
 
 @functools.cache

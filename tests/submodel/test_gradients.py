@@ -2,6 +2,7 @@
 Submodels under `vmap` is its Submodels one at a time."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -11,7 +12,10 @@ from specialize.submodel import stack, take
 from tests.bases import BASES
 from tests.submodel.programs import SPECS, base_of, batch_of, fresh, losses_of, shaken
 
-pytestmark = [pytest.mark.parametrize("name", BASES), pytest.mark.parametrize("kind", SPECS)]
+# What the form of imported Conformers has besides, batch norms and durations, is in the weights.
+pytestmark = pytest.mark.parametrize(
+    ("name", "kind"), [*itertools.product(BASES, SPECS), ("parakeet-tdt", "full-weights")]
+)
 
 
 @functools.cache
@@ -35,7 +39,8 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name, kind):
     for path, leaf in jax.tree.leaves_with_path(gradients):
         for slot in range(2):
             assert np.isfinite(leaf[slot]).all(), path
-            assert np.abs(leaf[slot]).max() > 0, path
+            # The statistics of batch norms stay those of the base.
+            assert leaf[slot].any() == (path[-1].key not in ("mean", "var")), path
 
 
 def test_the_gradient_of_each_parameter_foretells_its_effect(name, kind):
