@@ -5,6 +5,7 @@ The devices may be of several processes. Each reads the rows of its own, and all
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -125,9 +126,27 @@ class Pretraining:
             raise ConfigError(f"average={self.average}, but it must be less than 1.")
 
     @property
+    def recipe(self) -> "Recipe":
+        """What of it is compiled."""
+        return Recipe(**{name: getattr(self, name) for name in Recipe._fields})
+
+    @property
     def folder(self) -> Path:
         """Where the run is written."""
         return self.runs / self.name
+
+
+class Recipe(NamedTuple):
+    """What the compiled functions of a pretraining know of it; each as in `Pretraining`."""
+
+    steps: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    clip: float
+    average: float
+    spec_augment: float
+    seed: int
 
 
 class PretrainRun(RunFolder):
@@ -168,14 +187,14 @@ class Trainer:
 
     Args:
         architecture: of the base.
-        experiment: hyper-parameters.
+        recipe: hyper-parameters.
         devices: to use; None is all, of all processes.
     """
 
-    def __init__(self, architecture: Architecture, experiment: Pretraining, devices: Sequence[Any] | None = None):
+    def __init__(self, architecture: Architecture, recipe: Recipe, devices: Sequence[Any] | None = None):
         devices = sorted(jax.devices() if devices is None else devices, key=lambda d: d.process_index)
         self.mesh = Mesh(np.array(devices), (_DATA,), axis_types=(AxisType.Auto,))
-        self._architecture, self._experiment = architecture, experiment
+        self._architecture, self._recipe = architecture, recipe
         self._rows, self._whole = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((_DATA,), ()))
         self.step = jax.jit(self._step, donate_argnums=0, out_shardings=self._whole)
         """(state, batch) → (state, loss)."""
@@ -227,7 +246,7 @@ class Trainer:
         key = jax.random.fold_in(key, jax.lax.axis_index(_DATA))
 
         def total(params):
-            augment = Augment(key, jnp.float32(self._experiment.spec_augment))
+            augment = Augment(key, jnp.float32(self._recipe.spec_augment))
             losses = self._architecture.losses(params, _heard(batch), augment=augment)
             return losses.total.sum(), losses.count.sum()
 
@@ -235,7 +254,7 @@ class Trainer:
         return gradient, value, count
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-        of = self._experiment
+        of = self._recipe
         key = jax.random.fold_in(jax.random.key(of.seed), state.step)
         gradient, total, count = self._sharded(self._gradient)(state.params, batch, key)
         count = jnp.maximum(count, 1.0)
@@ -260,6 +279,10 @@ class Trainer:
         return state, loss
 
 
+# As the programs of a cohort: another run of the same process need not trace them again.
+_trainer = functools.lru_cache(maxsize=4)(Trainer)
+
+
 def _heard(batch: Batch) -> Batch:
     """The batch, with rows empty that are not finite, because they could not be read: they cost no step and no look."""
     good = jnp.isfinite(batch.audio).all(axis=-1)
@@ -270,7 +293,7 @@ def _heard(batch: Batch) -> Batch:
     )
 
 
-def _rate(of: Pretraining, step: Any) -> Any:
+def _rate(of: Recipe, step: Any) -> Any:
     warm = jnp.minimum(1.0, (step + 1) / max(of.warmup, 1))
     along = jnp.clip((step - of.warmup) / max(of.steps - of.warmup, 1), 0.0, 1.0)
     return of.learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * along))
@@ -361,7 +384,7 @@ class _Sitting:
         self._stop = False
         self._compiled: dict[tuple[int, tuple[int, ...]], Callable[..., Any]] = {}
         of = run.experiment
-        self.trainer = Trainer(base.architecture, of)
+        self.trainer = _trainer(base.architecture, of.recipe)
         rate, devices = base.architecture.sample_rate, self.trainer.mesh.devices.size
         needs = [need([u]) for u in [*training.utterances, *dev.utterances]]
         shapes = Shapes.choose(needs, of.sizes, need([*training.utterances, *dev.utterances]))

@@ -280,7 +280,7 @@ def test_eight_devices_equal_one(folder):
     batch = random_batch(tiny_conformer_ctc(), rows=8)
     states = []
     for devices in (jax.devices()[:1], jax.devices()):
-        trainer = Trainer(base.architecture, of, devices)
+        trainer = Trainer(base.architecture, of.recipe, devices)
         state, loss = trainer.begin(base.params), np.nan
         for _ in range(3):
             state, loss = trainer.step(state, trainer.place_rows(batch))
