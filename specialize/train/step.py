@@ -228,7 +228,7 @@ class Programs:
 
 
 # Another run of the same process mostly differs in its data: it should not wait for what has been traced and compiled.
-_programs = functools.lru_cache(maxsize=8)(Programs)
+_programs = functools.lru_cache(maxsize=16)(Programs)
 
 
 class Cohort:
