@@ -51,14 +51,14 @@ experiment = Experiment(
 """
 
 RANDOM = Random(0)
-WHOLE = [["--name", "whole"]]
+RARELY = ["--save-seconds", "1000"]
 # From the third save on, there is a state that is whole.
 KILLS = {
     "whisper": [
         [[], "touch", 5, "SIGKILL", 0],  # config.json is written, and not yet in its place
         [[], "touch", RANDOM.randrange(20, 45), "SIGKILL", 0],  # in the first save, or the next
         [[], "save", RANDOM.randrange(3, 6), "SIGKILL", RANDOM.uniform(0.0, 0.1)],
-        [["--save-seconds", "1000"], "look", 10, "SIGTERM", 0],
+        [RARELY, "look", 10, "SIGTERM", 0],
     ],
     "conformer-ctc": [[[], "save", RANDOM.randrange(3, 6), "SIGKILL", RANDOM.uniform(0.0, 0.1)]],
     "conformer-transducer": [[[], "save", RANDOM.randrange(3, 6), "SIGKILL", RANDOM.uniform(0.0, 0.1)]],
@@ -82,7 +82,7 @@ def folder(tmp_path_factory) -> Path:
         save_base(BASES[name](), folder / name / "base")
         given = ["--base", str(folder / name / "base"), "--runs", str(folder / "runs" / name)]
         given += ["--hyper.learning-rate", RATES[name]]
-        for index, (words, *how) in enumerate([WHOLE, *kills, [[]]]):
+        for index, (words, *how) in enumerate([[["--name", "whole", *RARELY]], *kills, [RARELY]]):
             sittings.append([name, index, ["train", str(folder / "people.py"), *given, *words], *how])
     sit(folder, sittings)
     shutil.rmtree(folder / "runs")
