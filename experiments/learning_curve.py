@@ -23,12 +23,14 @@ from specialize.commands import load_experiment
 from specialize.errors import ConfigError, SpecializeError
 from specialize.score.curve import learning_curve, write_curve
 from specialize.score.evaluate import Scoring, evaluate
+from specialize.space import save_space
 from specialize.train import (
     CohortConfig,
     Experiment,
     HyperParameters,
     SpaceTraining,
     Stopping,
+    linear_space_of,
     open_run,
     train,
     train_space,
@@ -38,10 +40,25 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
+class Components:
+    """A space that needs no joint training: the principal components of Submodels, around their mean."""
+
+    name: str
+    of: Experiment
+    """What trains the Submodels."""
+    dim: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the space is."""
+        return self.of.runs / self.name
+
+
+@dataclass(frozen=True)
 class Study:
     """What a learning curve is made of."""
 
-    space: SpaceTraining
+    space: SpaceTraining | Components
     start_of_all: Path
     """The pooled Submodel."""
     control: Path
@@ -69,8 +86,16 @@ class Study:
 def speechocean(speakers: int | None) -> Study:
     """The 125 `base` speakers are known, the `personal` ones are new."""
     start = load_experiment(HERE / "speechocean_whisper.py")
+    # Eight steps beyond the start for each: what is common to all adds up in the mean, what is one person's does not.
+    known = dataclasses.replace(
+        start,
+        name="base_people",
+        corpus=dataclasses.replace(start.corpus, role="base"),
+        stop=Stopping(max_steps=8, every=8, patience=1),
+        cohort=dataclasses.replace(start.cohort, slots=25),
+    )
+    space = Components("base_people_space", known, 16)
     start = dataclasses.replace(start, corpus=dataclasses.replace(start.corpus, limit=speakers))
-    space = load_experiment(HERE / "speechocean_space.py", SpaceTraining)
     in_space = dataclasses.replace(start, start=None, space=space.folder)
     assert start.start is not None
     return Study(
@@ -192,7 +217,12 @@ def main(options: Options) -> None:
         made(study.pooled, train)
         if not study.control.is_file():
             evaluate([study.pooled.folder], dataclasses.replace(study.scoring, role="personal"))
-    made(study.space, train_space)
+    if isinstance(study.space, Components):
+        made(study.space.of, train)
+        if not study.space.folder.exists():
+            save_space(study.space.folder, linear_space_of(study.space.of.folder, study.space.dim))
+    else:
+        made(study.space, train_space)
     scored, decoded = [], {}
     for experiment in points(options, study):
         folder = experiment.folder
