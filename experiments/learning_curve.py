@@ -58,6 +58,7 @@ class Components:
 class Study:
     """What a learning curve is made of."""
 
+    name: str
     space: SpaceTraining | Components
     start_of_all: Path
     """The pooled Submodel."""
@@ -80,7 +81,8 @@ class Study:
         if way == "start":
             of = dataclasses.replace(of, start=self.start_of_all)
         hyper = dataclasses.replace(of.hyper, utterances=amount)
-        return dataclasses.replace(of, name=f"{self.space.name}_{way}_{amount}", hyper=hyper)
+        name = self.space.name if way in ("embedding", "space") else self.name
+        return dataclasses.replace(of, name=f"{name}_{way}_{amount}", hyper=hyper)
 
 
 def speechocean(speakers: int | None) -> Study:
@@ -99,6 +101,7 @@ def speechocean(speakers: int | None) -> Study:
     in_space = dataclasses.replace(start, start=None, space=space.folder)
     assert start.start is not None
     return Study(
+        "speechocean",
         space,
         start.start,
         HERE / "results/speechocean_pooled.personal.json",
@@ -154,6 +157,7 @@ def synthetic(speakers: int | None) -> Study:
     )
     in_space = dataclasses.replace(plain, space=space.folder)
     return Study(
+        "synthetic",
         space,
         shared,
         pooled.folder / "results.personal.json",
