@@ -7,11 +7,13 @@ import tempfile
 from pathlib import Path
 
 # Tests compile thousands of small programs and run each a few times. Without the compiler's optimisations that takes a
-# third of the processor time. XLA_FLAGS that say otherwise come later, and win.
-# The second flag is of jaxlib 0.10 alone, and a later one ends at a flag that it does not know.
+# third of the processor time, and a fifth less again where none is cut into pieces for several threads. XLA_FLAGS that
+# say otherwise come later, and win.
+# The last flag is of jaxlib 0.10 alone, and a later one ends at a flag that it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
@@ -21,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("SPECIALIZE_CACHE", str(Path(tempfile.gettempdir()) / f"specialize-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["SPECIALIZE_CACHE"]) / "compiled"))
 # Each run of a test makes its programs anew, and most of them compile in less than the second that JAX would keep.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest

@@ -1,7 +1,11 @@
 """Cohort batches: a job's rows are its own in any company, and little of them is padding."""
 
+import dataclasses
 import itertools
+import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -195,14 +199,25 @@ def test_short_jobs_get_few_sizes(corpus):
 
 
 @pytest.fixture(scope="module")
-def speechocean(shared, tmp_path_factory):
-    manifest, cache = shared / "corpora/speechocean762/manifest.jsonl", tmp_path_factory.mktemp("speechocean")
-    return open_corpus(CorpusConfig(manifest=manifest, role="personal", cache=cache))
+def speechocean(shared, tmp_path_factory) -> Iterator[CorpusConfig]:
+    """The real recordings, built once."""
+    cache = tmp_path_factory.mktemp("speechocean")
+    yield CorpusConfig(manifest=shared / "corpora/speechocean762/manifest.jsonl", cache=cache)
+    shutil.rmtree(cache)
+
+
+def test_speechocean(speechocean):
+    everyone = open_corpus(speechocean)
+    assert everyone.problems == ()
+    assert len(everyone.speakers) == 200
+    personal = open_corpus(dataclasses.replace(speechocean, role="personal"))
+    assert [len(personal.speakers), len(os.listdir(speechocean.cache))] == [75, 1]
+    assert {len(s.train) for s in personal.speakers} == {12}
 
 
 @pytest.mark.parametrize("slots", [5, 15])
 def test_little_of_speechocean_is_padding(speechocean, slots):
-    corpus = speechocean
+    corpus = open_corpus(dataclasses.replace(speechocean, role="personal"))
     queue = [Assignment(speaker.train, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
     sizes = train_shapes(queue, longest(corpus), slots, CUT, 30, 8, program=120 * corpus.sample_rate)
     real = computed = 0

@@ -1,8 +1,6 @@
 """Data sets made from manifests: audio of any kind, kept once, split the same way always."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -138,15 +136,3 @@ def test_attributes_are_what_all_lines_of_a_speaker_share(tmp_path):
     manifest = write_people(tmp_path / "people", speakers=2, utterances=4)
     corpus = open_corpus(CorpusConfig(manifest=manifest, cache=tmp_path / "cache"))
     assert [speaker.attributes for speaker in corpus.speakers] == [{"severity": "mild"}, {"severity": "severe"}]
-
-
-def test_speechocean(shared, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("speechocean")
-    config = CorpusConfig(manifest=shared / "corpora/speechocean762/manifest.jsonl", cache=cache)
-    everyone = open_corpus(config)
-    assert everyone.problems == ()
-    assert len(everyone.speakers) == 200
-    personal = open_corpus(CorpusConfig(manifest=config.manifest, cache=cache, role="personal"))
-    assert [len(personal.speakers), len(os.listdir(cache))] == [75, 1]
-    assert {len(s.train) for s in personal.speakers} == {12}
-    shutil.rmtree(cache)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def typed(tmp_path_factory) -> tuple[Run, str]:
     """The run, and what the command said to the terminal."""
     runs = tmp_path_factory.mktemp("quickstart")
-    few = ["--corpus.speakers", "synth-mild-01", "synth-severe-01", "--stop.max-steps", "4", "--stop.every", "4"]
+    few = ["--corpus.speakers", "synth-mild-01", "synth-severe-01", "--stop.max-steps", "2", "--stop.every", "2"]
     cohort = ["--cohort.slots", "8", "--cohort.shapes", "1", "--runs", str(runs)]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         main(["train", str(ROOT / "experiments/quickstart.py"), *few, *cohort, "--evaluate"])
