@@ -88,6 +88,7 @@ def test_chunks_equal_all_at_once(base, together):
         assert_close(together[speaker], finished)
 
 
+@one_base
 def test_more_speakers_than_slots(base, together):
     results = train_jobs(cohort(4, devices=2, base=base), EVERYBODY, base=base)
     assert len(results.jobs) == 8

@@ -63,7 +63,7 @@ def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(nam
     of_several_sizes(name, 4, range(6)).run(whole)
     assert len(seen) > 1
     assert len({finished.steps for finished in whole.jobs}) > 1
-    for kill in range(first, len(whole.saved), len(whole.saved) // 3):
+    for kill in range(first, len(whole.saved), len(whole.saved) // 2):
         killed, later = Saving(kill), Saving()
         with pytest.raises(KeyboardInterrupt):
             of_several_sizes(name, 4, range(6)).run(killed)
