@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from specialize.corpus import Assignment, Faults, drawn_batches
 from specialize.errors import ConfigError
+from specialize.processes import ALONE
 from specialize.train.estimate import Layout, told_of_memory
 from specialize.train.jobs import stack_hyper
 from specialize.train.joint import SpacePlan, SpaceRun, SpaceTraining, plan_space
@@ -25,6 +26,7 @@ from specialize.train.metrics import MetricsLog, TensorBoardLog
 from specialize.train.progress import Progress
 from specialize.train.run import STATE, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder, save_or_tell
+from specialize.train.together import has_ended
 from specialize.train.totals import Totals
 
 _SHOWN = 10
@@ -54,11 +56,10 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
     planned = plan_space(experiment)
     base, corpus = planned.plan.base, planned.plan.corpus
     run = SpaceRun.begin(experiment, base=base.fingerprint, corpus=corpus.built.folder.name, overwrite=overwrite)
-    if run.ended:
-        with progress or Progress() as shown:
-            run.leave_ended(shown.note)
+    shown = progress or Progress()
+    if has_ended(run, shown, ALONE):
         return run
-    with run.held(), progress or Progress() as shown, stop_signal() as stopped:
+    with run.held(), shown, stop_signal() as stopped:
         write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
         for problem in corpus.problems:
             shown.note(f"left out: {problem}")

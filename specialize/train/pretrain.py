@@ -45,7 +45,7 @@ from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
 from specialize.train.progress import Progress
 from specialize.train.run import STATE, RunFolder, stop_signal, write_json
 from specialize.train.state import StateFolder, save_or_tell
-from specialize.train.together import check_alike, check_count, facts_of, progress_of
+from specialize.train.together import check_alike, check_count, facts_of, has_ended, progress_of
 from specialize.train.values import check_finite
 from specialize.train.writer import store_writer
 
@@ -343,10 +343,7 @@ def pretrain(
     utterances = [len(training.utterances), len(dev.utterances)]
     check_alike(peers, facts_of(run, experiment, base=base.fingerprint, corpora=names, utterances=utterances))
     shown = progress or progress_of(peers)
-    if peers.of_first(lambda: run.ended):
-        if peers.first:
-            with shown:
-                run.leave_ended(shown.note)
+    if has_ended(run, shown, peers):
         return run
     problems = [problem for corpus in corpora for problem in corpus.problems]
     with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:

@@ -18,7 +18,7 @@ from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
 from specialize.train.run import STATE, Run, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder
-from specialize.train.together import check_alike, check_count, facts_of, progress_of
+from specialize.train.together import check_alike, check_count, facts_of, has_ended, progress_of
 
 
 def train(
@@ -63,10 +63,7 @@ def train(
     corpus = [planned.corpus.built.folder.name, len(planned.corpus.speakers)]
     check_alike(peers, facts_of(run, planned.experiment, base=planned.base.fingerprint, corpus=corpus))
     shown = progress or progress_of(peers)
-    if peers.of_first(lambda: run.ended):
-        if peers.first:
-            with shown:
-                run.leave_ended(shown.note)
+    if has_ended(run, shown, peers):
         return run
     with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
         _train(planned, run, shown, stopped)

@@ -66,3 +66,19 @@ def check_alike(peers: Peers, facts: Mapping[str, Any]) -> None:
 def progress_of(peers: Peers) -> Progress:
     """Shows a run on stderr, in the process that tells of it."""
     return Progress(None if peers.first else Console(quiet=True, force_terminal=False))
+
+
+def has_ended(run: RunFolder, shown: Progress, peers: Peers) -> bool:
+    """Whether a run has ended, for process 0 and so for all; if so, that is said, and what a kill had left is removed.
+
+    Args:
+        run: its folder.
+        shown: where to say it; opened and closed here.
+        peers: the processes.
+    """
+    if not peers.of_first(lambda: run.ended):
+        return False
+    if peers.first:
+        with shown:
+            run.leave_ended(shown.note)
+    return True

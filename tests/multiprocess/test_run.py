@@ -71,7 +71,7 @@ class Launched:
     ):
         # The tests' own count of devices is of their process alone.
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-        self._began = time.monotonic()
+        self._processes = processes
         launch = [sys.executable, "-m", "specialize.cli", "launch", "local", "--processes", str(processes)]
         launch += ["--devices", str(devices // processes), "--command", command, file, *words]
         self._process = subprocess.Popen(
@@ -99,6 +99,18 @@ class Launched:
             environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
             of |= {int(v.partition("=")[2]): int(child) for v in environment if v.startswith("SPECIALIZE_PROCESS=")}
         return of[rank]
+
+    def kill(self, rank: int) -> str:
+        """Kills a rank by SIGKILL, sees to it that all end soon and with its code, and that another rank has named it.
+        All that was said."""
+        victim, began = self.pid_of(rank), time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        code, said = self.end(60)
+        assert time.monotonic() - began < 60
+        assert code == 128 + signal.SIGKILL, said
+        named = rf"specialize: process {rank} of {self._processes} \(host .*, pid {victim}\) has died"
+        assert re.search(rf"^\[[^{rank}]\] {named}", said, re.M)
+        return said
 
     def signal(self, which: int) -> None:
         self._process.send_signal(which)
@@ -192,14 +204,7 @@ def test_a_worker_of_four_that_is_killed_ends_the_run_and_two_finish_it(folder, 
     words = ("--name", "killed", "--cohort.slots", "4")
     launched = Launched(folder, 4, *words)
     launched.wait_for(lambda line: "done 1/10" in line)
-    victim = launched.pid_of(2)
-    began = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
-    code, said = launched.end(60)
-    assert time.monotonic() - began < 60
-    assert code == 128 + signal.SIGKILL
-    assert "process 2 was killed by SIGKILL" in said
-    assert re.search(rf"^\[[013]\] specialize: process 2 of 4 \(host .*, pid {victim}\) has died", said, re.M)
+    assert "process 2 was killed by SIGKILL" in launched.kill(2)
     assert not (folder / "runs/killed/summary.json").exists()
     code, said = Launched(folder, 2, *words).end()
     assert code == 0, said
