@@ -107,9 +107,26 @@ class Cluster:
 
     def hurry(self, job: str) -> None:
         """Spares a requeued job most of the two minutes for which SLURM lets it wait."""
+        # What a node says late of the sitting before would be taken for the next one's, which then has a node too few.
+        until = time.monotonic() + PATIENCE
+        while self._steps(job) and time.monotonic() < until:
+            time.sleep(0.1)
         # A slurmd refuses a start that may be older than the end it has seen, and compares whole seconds.
         time.sleep(2.0)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def clear(self) -> None:
+        """Ends the jobs that share n1 and n2, and waits until nothing is left of them."""
+        for partition in ("low", "hasty", "high"):
+            self.run("scancel", f"--partition={partition}")
+        until = time.monotonic() + PATIENCE
+        while self.run("squeue", "--noheader", "--partition=low,hasty,high"):
+            assert time.monotonic() < until, f"jobs do not end:\n{self.logs()}"
+            time.sleep(0.1)
+
+    def _steps(self, job: str) -> list[Path]:
+        """Sockets of what looks after the steps of a job, on all nodes; gone when it is."""
+        return list(self.folder.glob(f"spool.*/n?_{job}.*"))
 
     def logs(self) -> str:
         """The ends of what the daemons have written."""

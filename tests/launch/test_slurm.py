@@ -148,6 +148,13 @@ def limited(here, tmp_path_factory) -> Job:
     return job
 
 
+@pytest.fixture(autouse=True)
+def cleared(here) -> Iterator[None]:
+    """Ends what a test that failed has left, which would have the nodes of all others."""
+    yield
+    here.clear()
+
+
 def test_a_job_runs_and_its_log_says_which_rank_said_what(here, limited, tmp_path):
     job = submit(here, tmp_path)
     until(job.runs, job.told)
