@@ -12,10 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import tyro
 from fitting import fitting
-from processes import specialize
+from processes import devices, specialize
 
 from specialize.corpus import CorpusConfig, open_corpus
 
@@ -44,6 +43,7 @@ def main(options: Benchmark) -> None:
     """Runs the jobs and prints the ratio."""
     experiment, manifest = fitting(options.base, options.experiment, options.manifest)
     names = [s.id for s in open_corpus(CorpusConfig(manifest, role="personal")).speakers[: options.speakers]]
+    there = devices()
     with tempfile.TemporaryDirectory() as folder:
         cache, runs = Path(folder) / "cache", Path(folder) / "runs"
         specialize("corpus", manifest, "--base", options.base, cache=cache)
@@ -58,7 +58,7 @@ def main(options: Benchmark) -> None:
 
         alone = []
         for name in names[: options.alone]:
-            alone.append(train(name, [name], jax.device_count()))
+            alone.append(train(name, [name], there.count))
             print(f"one speaker: {alone[-1]:.1f} s", flush=True)
         together = train("together", names, len(names))
         print(f"{len(names)} speakers: {together:.1f} s", flush=True)
@@ -67,7 +67,7 @@ def main(options: Benchmark) -> None:
     print(f"{3600 / each:.0f} Submodels an hour alone, {3600 * len(names) / together:.0f} together: {ratio:.1f}x")
     if options.json is not None:
         about = {
-            "device": f"{jax.device_count()} x {jax.devices()[0].platform} {jax.devices()[0].device_kind}",
+            "device": str(there),
             "speakers": len(names),
             "steps": options.steps,
             "seconds_together": together,

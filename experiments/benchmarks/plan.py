@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 from fitting import fitting
-from processes import specialize
+from processes import devices, specialize
 
 from specialize.submodel.checkpoint import absolute
 from specialize.train import Run
@@ -67,7 +66,7 @@ def main(options: Benchmark) -> None:
                 flush=True,
             )
     if options.json is not None:
-        about = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "rows": rows}
+        about = {"device": str(devices()), "rows": rows}
         options.json.write_text(json.dumps(about, indent=1) + "\n")
 
 

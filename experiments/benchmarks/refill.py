@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tyro
 from fitting import fitting
-from processes import specialize
+from processes import devices, specialize
 
 from specialize.submodel import SubmodelStore
 from specialize.train import Run
@@ -48,7 +48,7 @@ class Benchmark:
 def main(options: Benchmark) -> None:
     """Runs both and prints the ratio."""
     experiment, manifest = fitting(options.base, options.experiment, options.manifest)
-    figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    figures: dict[str, Any] = {"device": str(devices())}
     with tempfile.TemporaryDirectory() as folder:
         cache, runs = Path(folder) / "cache", Path(folder) / "runs"
         words = (

@@ -13,10 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import tyro
 from fitting import fitting
-from processes import specialize
+from processes import devices, specialize
 
 from specialize.corpus import CorpusConfig, open_corpus
 from specialize.embedded import BASE
@@ -69,6 +68,7 @@ def main(options: Benchmark) -> None:
     """
     experiment, manifest = fitting(options.base, options.experiment, options.manifest)
     names = [s.id for s in open_corpus(CorpusConfig(manifest, role="personal")).speakers[: options.speakers]]
+    there = devices()
     with tempfile.TemporaryDirectory() as folder:
         cache, runs, sweeps = (Path(folder) / name for name in ("cache", "runs", "sweeps"))
         specialize("corpus", manifest, "--base", options.base, cache=cache)
@@ -93,7 +93,7 @@ def main(options: Benchmark) -> None:
             for rate in options.rates:
                 run = f"{speaker}-{rate}"
                 words = ("train", experiment, "--name", run, "--runs", runs, *flags, "--corpus.speakers", speaker)
-                words += ("--cohort.slots", jax.device_count(), "--hyper.learning-rate", rate)
+                words += ("--cohort.slots", there.count, "--hyper.learning-rate", rate)
                 separate.append(specialize(*words, cache=cache))
                 (job,) = read_jobs(Run(runs / run))
                 alone.losses[speaker][rate], alone.steps[speaker][rate] = job["dev_loss"], job["steps"]
@@ -107,7 +107,7 @@ def main(options: Benchmark) -> None:
     )
     if options.json is not None:
         about = {
-            "device": f"{jax.device_count()} x {jax.devices()[0].platform} {jax.devices()[0].device_kind}",
+            "device": str(there),
             "speakers": len(names),
             "rates": options.rates,
             "steps": options.steps,
