@@ -99,7 +99,8 @@ def main(options: Benchmark) -> None:
         }
         rows.append(row)
         print(
-            f"{batch:>4} {slots:>4} {chunk:>6} {step / slots:>13.3f}s {floor / slots:>14.3f}s {step / floor:>11.2f}",
+            f"{batch:>4} {slots:>4} {chunk:>6} {1e3 * step / slots:>11.2f} ms {1e3 * floor / slots:>12.2f} ms "
+            f"{step / floor:>11.2f}",
             flush=True,
         )
     if options.json is not None:
