@@ -16,7 +16,7 @@ from specialize.corpus.draws import drawn_batches
 from specialize.corpus.epochs import Epochs, JoinedCorpus
 from specialize.corpus.manifest import Problem, Row, read_manifest
 from specialize.corpus.order import Assignment, Cut, Order, queue_order
-from specialize.corpus.shapes import Shapes, Size
+from specialize.corpus.shapes import Shapes, Size, program_cost
 from specialize.corpus.speakers import Corpus, Speaker, Utterance, open_corpus, split_by_hash
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "eval_shapes",
     "need",
     "open_corpus",
+    "program_cost",
     "queue_order",
     "read_audio",
     "read_manifest",

@@ -9,6 +9,12 @@ import numpy as np
 _STRIDE = 320
 _LABEL_STEP = 4
 _MOST_EDGES = 256
+_COMPILING = {"cpu": 120.0}
+"""Seconds of audio that are trained on in the time of a compilation, which is done once for several runs, by platform.
+Two CPU cores train on 240 s (Whisper tiny.en)."""
+_COMPILING_ELSEWHERE = 100_000.0
+"""The same of accelerators. An H200 trains 32 slots of the embedded Conformer on 65,000 s of audio a second, and needs
+several for a compilation."""
 
 
 class Size(NamedTuple):
@@ -71,6 +77,16 @@ class Shapes:
             if need.samples <= size.samples and need.labels <= size.labels:
                 return size
         raise ValueError(f"A batch needs {need}, more than the largest size, {self.sizes[-1]}.")
+
+
+def program_cost(platform: str, sample_rate: int) -> float:
+    """What a size costs by itself for its compilation, in samples: the `program` of `Shapes.choose`.
+
+    Args:
+        platform: of the devices, as JAX calls it.
+        sample_rate: of the samples.
+    """
+    return _COMPILING.get(platform, _COMPILING_ELSEWHERE) * sample_rate
 
 
 def largest(sizes: Iterable[Size]) -> Size:

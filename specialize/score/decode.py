@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from specialize.corpus import Corpus, Shapes, Size, Speaker
+from specialize.corpus import Corpus, Shapes, Size, Speaker, program_cost
 from specialize.score.transcript import Transcript
 from specialize.serve import Recognizer
 from specialize.submodel import StoredSubmodel
 
 _SIZES = 16
 """Lengths that utterances are padded to, at most."""
-_COMPILING_SECONDS = 120.0
-"""What a length costs beside its padding, for its compilation, in seconds of audio; as in training."""
 _TOGETHER = 32
 """Speakers whose audio and Submodels are in memory at a time."""
 
@@ -65,8 +64,8 @@ def decode_split(
     count = len(utterances)
     needs = [Size(u.samples, 0) for u in utterances]
     # A size pays for its compilation where it saves that much padding.
-    compiling = _COMPILING_SECONDS * corpus.sample_rate
-    lengths = [size.samples for size in Shapes.choose(needs, _SIZES, max(needs), compiling).sizes] if needs else []
+    cost = program_cost(jax.default_backend(), corpus.sample_rate)
+    lengths = [size.samples for size in Shapes.choose(needs, _SIZES, max(needs), cost).sizes] if needs else []
     if not console.is_terminal:
         console.print(f"decoding {count} utterances, {title}", highlight=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

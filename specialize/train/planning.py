@@ -21,6 +21,7 @@ from specialize.corpus import (
     eval_shapes,
     need,
     open_corpus,
+    program_cost,
     queue_order,
     train_shapes,
 )
@@ -49,10 +50,6 @@ from specialize.train.schedule import Schedule, Stopping
 from specialize.train.step import Cohort
 from specialize.train.trainee import Plain, Point, Trainee
 
-_COMPILING_SECONDS = 120.0
-"""What a size costs beside its padding, in seconds of audio. Two CPU cores train on 240 s in the time of a compilation
-(Whisper tiny.en), which is done once for several runs. An accelerator trains on more: fewer `cohort.shapes` may be
-faster there."""
 _FORESEEN = 1024
 """Jobs that sizes are chosen by."""
 _WIDE = 128
@@ -151,7 +148,7 @@ class Plan:
 
     def _choose_shapes(self, program: Program, slots: int) -> tuple[Shapes, Shapes]:
         count, stop = self.experiment.cohort.shapes, self.experiment.stop
-        compiling = _COMPILING_SECONDS * self.corpus.sample_rate
+        cost = program_cost(self.mesh.devices.flat[0].platform, self.corpus.sample_rate)
         looks = 1 + -(-stop.max_steps // stop.every)
         seen, wide = program.foreseen(slots)
         each = len(program.jobs) / len(seen)
@@ -163,12 +160,12 @@ class Plan:
             self.cut,
             stop.max_steps,
             count,
-            compiling,
+            cost,
             each,
             stop.every,
         )
         dev = [job.speaker.dev for job in seen]
-        of_dev = eval_shapes(dev, longest_of_dev, wide, self.cut.batch, max(1, count // 2), compiling, each * looks)
+        of_dev = eval_shapes(dev, longest_of_dev, wide, self.cut.batch, max(1, count // 2), cost, each * looks)
         return of_training, of_dev
 
     def work(self, program: Program, slots: int) -> Workload:

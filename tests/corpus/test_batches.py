@@ -23,6 +23,7 @@ from specialize.corpus import (
     eval_shapes,
     need,
     open_corpus,
+    program_cost,
     queue_order,
     train_shapes,
 )
@@ -198,6 +199,14 @@ def test_short_jobs_get_few_sizes(corpus):
     assert count(2400, 1e5) > count(1, 1e5)
 
 
+def test_an_accelerator_compiles_less_for_the_same_batches(corpus):
+    def count(platform):
+        cost = program_cost(platform, corpus.sample_rate)
+        return len(train_shapes(assignments(corpus), longest(corpus), 5, CUT, 2400, 8, cost).sizes)
+
+    assert count("gpu") == count("tpu") == 1 < count("cpu")
+
+
 @pytest.fixture(scope="module")
 def speechocean(shared, tmp_path_factory) -> Iterator[CorpusConfig]:
     """The real recordings, built once."""
@@ -219,7 +228,7 @@ def test_speechocean(speechocean):
 def test_little_of_speechocean_is_padding(speechocean, slots):
     corpus = open_corpus(dataclasses.replace(speechocean, role="personal"))
     queue = [Assignment(speaker.train, place, 0) for place, speaker in enumerate(queue_order(corpus.speakers))]
-    sizes = train_shapes(queue, longest(corpus), slots, CUT, 30, 8, program=120 * corpus.sample_rate)
+    sizes = train_shapes(queue, longest(corpus), slots, CUT, 30, 8, program_cost("cpu", corpus.sample_rate))
     real = computed = 0
     for at in range(0, len(queue), slots):
         wave = queue[at : at + slots]

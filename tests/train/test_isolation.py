@@ -75,6 +75,7 @@ def test_nan_in_3_of_32_slots_leaves_29_as_they_were_and_quarantines_3(base, sou
         jax.tree.map(np.testing.assert_array_equal, after[name].submodel, before[name].submodel)
 
 
+@pytest.mark.parametrize("base", ["whisper"], indirect=True)
 def test_a_step_that_cannot_be_taken_is_counted_and_below_the_limit_the_job_goes_on(base, sound, monkeypatch):
     inject(monkeypatch, {5: {0, EVERY + 1}})
     name = people(SLOTS).speakers[5].id
