@@ -143,6 +143,10 @@ def test_an_error_of_one_ends_all_with_its_code_and_its_words():
         members[1].leave("The base 'b' is not there.", 1)
         with pytest.raises(PeerEnded, match=r"process 1 of 3 \(host 1\) ended: The base 'b' is not there"):
             waiting.result(10)
+    # Who waits for nothing is told a moment later.
+    until = time.monotonic() + 10
+    while len(ends.told) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
     assert {(index, ended.code) for index, ended in ends.told} == {(0, 1), (2, 1)}
 
 

@@ -26,7 +26,7 @@ from specialize.train.experiment import to_json
 from specialize.train.jobs import Jobs, joint_axis, parse_grid
 from specialize.train.recorder import Recorder, read_jobs
 from specialize.train.schedule import HALVED, Running
-from tests.bases import BASES
+from tests.bases import tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import one_shape, people
 
@@ -497,19 +497,11 @@ RATES = (0.0, 0.1, 1.0)
 GRID = "lr=" + ",".join(map(str, RATES))
 
 
-@pytest.fixture(scope="module", params=BASES)
-def base(request) -> str:
-    return request.param
-
-
-one_base = pytest.mark.parametrize("base", ["whisper"], indirect=True)
-
-
 @pytest.fixture(scope="module")
-def folder(base, tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     write_people(folder, speakers=3, utterances=8)
-    save_base(BASES[base](), folder / "base")
+    save_base(tiny_whisper(), folder / "base")
     (folder / "grid.py").write_text(EXPERIMENT)
     return folder
 
@@ -564,7 +556,6 @@ def assert_one_point_for_all(run: Run, single: list[dict[str, Any]]) -> None:
     assert [row["chosen_for"] for row in run.read("summary.json")["grid"]] == [3 * (p == point) for p in range(3)]
 
 
-@one_base
 def test_select_pooled_keeps_one_point_for_all(folder, single):
     assert any(np.argmin(dev_losses(single, name)) != pooled_point(single) for name in single[0])
     main(["train", str(folder / "grid.py"), "--name", "pooled", "--grid", GRID, "--select", "pooled"])
@@ -573,7 +564,6 @@ def test_select_pooled_keeps_one_point_for_all(folder, single):
     assert_one_point_for_all(run, single)
 
 
-@one_base
 def test_a_kill_between_the_choice_and_the_summary_loses_no_submodel(folder, single, monkeypatch):
     """The state to go on from is older than the choice, and has some of the Submodels before it."""
 
@@ -597,7 +587,6 @@ def test_a_kill_between_the_choice_and_the_summary_loses_no_submodel(folder, sin
     assert_one_point_for_all(trained(folder, "killed", grid=(GRID,), select="pooled"), single)
 
 
-@one_base
 def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder, capsys):
     words = ("--stop.max-steps", "6", "--stop.every", "3", "--stop.halving", "2", "--hyper.clip", "inf")
     words = ("train", str(folder / "grid.py"), "--name", "halved", *words, "--grid", "lr:clip=0:1,1:inf")
@@ -624,7 +613,6 @@ def test_halving_in_a_run_ends_losers_and_keeps_the_best_of_all_jobs(folder, cap
     assert "learning_rate=1.0 clip=inf" in said.out
 
 
-@one_base
 def test_a_size_in_a_grid_makes_a_program_of_each_and_the_stored_spec_is_that_of_the_best(folder, capsys):
     axes = ("submodel.bottleneck=2,3", "lr=0,1")
     run = trained(folder, "sizes", grid=axes)
@@ -650,7 +638,6 @@ def test_a_size_in_a_grid_makes_a_program_of_each_and_the_stored_spec_is_that_of
     assert [row["chosen_for"] for row in rows] == [chosen.count(point) for point in range(4)]
 
 
-@one_base
 def test_kinds_in_a_grid_are_programs_and_each_speaker_keeps_the_best(folder):
     run = trained(folder, "kinds", grid=("submodel.kind=residual-adapter,bias-only",))
     jobs = read_jobs(run)
@@ -663,7 +650,6 @@ def test_kinds_in_a_grid_are_programs_and_each_speaker_keeps_the_best(folder):
     ]
 
 
-@one_base
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

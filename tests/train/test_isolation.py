@@ -20,7 +20,7 @@ from tests.bases import BASES, tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import Results, cohort, people, train_jobs
 
-SLOTS, STEPS, EVERY = 32, 9, 3
+SLOTS, STEPS, EVERY = 32, 6, 3
 STOP = Stopping(max_steps=STEPS, every=EVERY, patience=9)
 
 

@@ -28,7 +28,7 @@ from specialize.train import Cohort, HyperParameters, Run, Stopping, train
 from specialize.train.metrics import JsonLines
 from specialize.train.state import StateFolder
 from specialize.train.trainee import Plain
-from tests.bases import BASES, tiny_whisper
+from tests.bases import tiny_whisper
 from tests.people import write_people
 from tests.train.cohorts import SPEC, cohort, one_shape, people, train_jobs, trainer
 from tests.train.test_dispatch import Saving
@@ -48,9 +48,9 @@ def of_several_sizes(name: str, slots: int, speakers: range) -> Any:
     return made
 
 
-@pytest.mark.parametrize(("name", "first"), [(name, 1 + at) for at, name in enumerate(BASES)])
-def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(name, first, monkeypatch):
-    """Killed at a few saves, others on each base."""
+def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(monkeypatch):
+    """Killed at a few saves."""
+    name = "whisper"
     seen = set()
 
     def watched(*arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(nam
     of_several_sizes(name, 4, range(6)).run(whole)
     assert len(seen) > 1
     assert len({finished.steps for finished in whole.jobs}) > 1
-    for kill in range(first, len(whole.saved), len(whole.saved) // 2):
+    for kill in range(1, len(whole.saved), len(whole.saved) // 4):
         killed, later = Saving(kill), Saving()
         with pytest.raises(KeyboardInterrupt):
             of_several_sizes(name, 4, range(6)).run(killed)
