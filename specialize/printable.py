@@ -11,6 +11,8 @@ def printable(text: str) -> str:
 
     Marks that turn the direction of what follows, and halves of surrogate pairs, are of that kind.
     """
+    if text.isprintable():
+        return text
     return "".join(" " if c.isspace() else _shown(c) for c in text)
 
 

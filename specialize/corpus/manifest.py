@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -230,10 +231,7 @@ def _row(folder: Path, line: int, record: dict[str, Any]) -> Row | Problem:
         except ValueError as error:
             reasons.append(f"Its {name} {error}")
     utterance = texts.get("utterance") or texts.get("audio", "")
-
-    def problem(reason: str) -> Problem:
-        return Problem(line, utterance, texts.get("speaker", ""), reason, texts.get("role"))
-
+    problem = partial(Problem, line, utterance, texts.get("speaker", ""), role=texts.get("role"))
     if reasons:
         return problem(reasons[0])
     audio, text, speaker = (texts[name] for name in REQUIRED)

@@ -169,27 +169,11 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         """Where the schedule is, as JSON data."""
-
-        def number(value: float) -> Any:
-            return value if math.isfinite(value) else str(value)
-
-        def slot(running: Running | None) -> Any:
-            if running is None:
-                return None
-            return {
-                "place": running.place,
-                "step": running.step,
-                "base_loss": number(running.base_loss),
-                "best_loss": number(running.best_loss),
-                "best_step": running.best_step,
-                "looks": [[step, number(loss)] for step, loss in running.looks],
-            }
-
         return {
             "position": self.position,
-            "slots": [slot(running) for running in self.slots],
+            "slots": [None if running is None else _slot_to_json(running) for running in self.slots],
             "rungs": {
-                speaker: [[[number(loss), place] for loss, place in rung] for rung in rungs]
+                speaker: [[[_number(loss), place] for loss, place in rung] for rung in rungs]
                 for speaker, rungs in self._rungs.items()
             },
         }
@@ -266,3 +250,19 @@ class Schedule:
         if self.position < len(self.jobs):
             here.add(self.jobs[self.position].speaker.id)
         self._rungs = {speaker: heats for speaker, heats in self._rungs.items() if speaker in here}
+
+
+def _slot_to_json(running: Running) -> dict[str, Any]:
+    return {
+        "place": running.place,
+        "step": running.step,
+        "base_loss": _number(running.base_loss),
+        "best_loss": _number(running.best_loss),
+        "best_step": running.best_step,
+        "looks": [[step, _number(loss)] for step, loss in running.looks],
+    }
+
+
+def _number(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else str(value)
