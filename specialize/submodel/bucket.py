@@ -5,7 +5,7 @@ usual file systems, which remember listings and so never see what others publish
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def read_far(file: Any) -> bytes:
     """
     with _asking(file) as (files, key):
         return files.cat_file(key)
+
+
+def read_all_far(folder: Any, files: Sequence[str]) -> list[bytes]:
+    """The bytes of files of a folder, asked for at once. Raises as `read_far`, also where only one is missing."""
+    with _asking(folder) as (of, key):
+        keys = [f"{key}/{file}" for file in files]
+        found = of.cat(keys)
+        return [found[file] for file in keys]
 
 
 def is_there(path: Any) -> bool:

@@ -12,12 +12,14 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from specialize.errors import FingerprintMismatch, StoreError
-from specialize.submodel.bucket import copy_here, is_far, is_there, names_in, read_far, remove_far
+from specialize.submodel.bucket import copy_here, is_far, is_there, names_in, read_all_far, read_far, remove_far
 from specialize.submodel.shards import read_shards
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 """In the names of folders that Orbax has not finished."""
 _METADATA = "_CHECKPOINT_METADATA"
+_MANIFEST = "state/manifest.ocdbt"
+"""Names the files of the arrays, which are called differently each time that they are written."""
 NEW, OLD = "%%new", "%%old"
 """Beside a checkpoint that is being replaced. No speaker's folder is called so."""
 _LOOKS = 3
@@ -49,7 +51,7 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
     if str(path).startswith("s3://"):
         raise StoreError(
             f"'{path}' is in a bucket that Orbax does not write to. Save to a folder, and copy that, "
-            f"{_METADATA} last, so that it is not read before it is whole."
+            f"'{_MANIFEST}' and '{_METADATA}' last, so that it is not read before it is whole."
         )
     try:
         json.dumps(metadata)
@@ -98,6 +100,9 @@ def clear_unfinished(folder: epath.Path) -> None:
 def checkpoint_version(path: epath.Path) -> str | None:
     """What differs after each time that a checkpoint is written; None where there is none.
 
+    In a bucket, where it is copied file by file, it is that of the metadata and of the arrays, and there is none before
+    it has both: whatever is read while they are copied has another version than what is there when all is.
+
     Args:
         path: its folder; from `absolute`.
 
@@ -107,7 +112,7 @@ def checkpoint_version(path: epath.Path) -> str | None:
     file = path / _METADATA
     try:
         if is_far(path):
-            return hashlib.sha256(read_far(file)).hexdigest()  # it has the time of its writing
+            return hashlib.sha256(b"".join(read_all_far(path, (_METADATA, _MANIFEST)))).hexdigest()
         found = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -1,5 +1,6 @@
 """A store in a bucket, against moto's S3 on loopback: it is read, listed, followed and deleted from as a folder is."""
 
+import contextlib
 import importlib.util
 import shutil
 import socket
@@ -71,10 +72,15 @@ class Bucket:
         self.path = f"s3://{name}/run/submodels"
 
     def sync(self) -> None:
-        for file in sorted(self.folder.rglob("*")):
-            if file.is_file():
-                key = f"run/submodels/{file.relative_to(self.folder)}"
-                self.client.put_object(Bucket=self.name, Key=key, Body=file.read_bytes())
+        for file in self.files():
+            self.put(file)
+
+    def put(self, file: Path) -> None:
+        key = f"run/submodels/{file.relative_to(self.folder)}"
+        self.client.put_object(Bucket=self.name, Key=key, Body=file.read_bytes())
+
+    def files(self) -> list[Path]:
+        return [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
 
     def listed(self) -> list[str]:
         return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())]
@@ -120,6 +126,27 @@ def test_what_others_publish_in_a_bucket_is_used_next(bucket):
     assert not np.array_equal(new.vector, old.vector)
     assert "s9" in list(far.listed())
     assert cache.fetch("s9").speaker == "s9"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_store_damage.py
+@pytest.mark.parametrize("order", ["by name", "arrays first", "arrays last"])
+def test_whoever_asks_while_files_are_copied_has_the_new_ones_in_the_end(bucket, order):
+    cache, near = SubmodelCache(SubmodelStore(bucket.path), talking()), SubmodelStore(bucket.folder)
+    old = cache.fetch("s0").vector
+    near.save(made(talking(), "s0", 99, beats_base_on_dev=False), overwrite=True)
+    near.save(made(talking(), "s9", 9))
+    files = [file for file in bucket.files() if file.relative_to(bucket.folder).parts[0] in ("s0", "s9")]
+    arrays = [file for file in files if file.parent.name == "d"]
+    others = [file for file in files if file not in arrays]
+    for file in {"by name": files, "arrays first": arrays + others, "arrays last": others + arrays}[order]:
+        bucket.put(file)
+        with contextlib.suppress(StoreError):
+            found = cache.fetch(file.relative_to(bucket.folder).parts[0])
+            assert order != "arrays first" or file not in arrays or found.vector is old
+    for name in ("s0", "s9"):
+        found = cache.fetch(name)
+        np.testing.assert_array_equal(found.vector, cache.layout(SPEC).pack(near.load(name).submodel, ""))
+        assert found.helps == (name == "s9")
 
 
 def test_who_is_forgotten_in_a_bucket_is_gone(bucket, capsys):
