@@ -14,6 +14,10 @@ import fsspec
 from specialize.errors import StoreError
 
 
+class Unreadable(StoreError):
+    """What is in a store cannot be read now, so it is not known whether it is whole, nor whose, nor if it is there."""
+
+
 def is_far(path: Any) -> bool:
     """Whether a path names a bucket."""
     return "://" in str(path)
@@ -24,7 +28,7 @@ def read_far(file: Any) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        StoreError: the bucket cannot be read.
+        Unreadable: the bucket cannot be read.
         ImportError: what reads such a bucket is not installed (extra `bucket`).
     """
     with _asking(file) as (files, key):
@@ -49,8 +53,8 @@ def names_in(folder: Any) -> list[str]:
     """The names of what is in a folder; none where there is no folder. Raises as `read_far`."""
     try:
         with _asking(folder) as (files, key):
-            found = (name.rstrip("/").rsplit("/", 1)[-1] for name in files.ls(key, detail=False))
-            return sorted(set(found) - {key.rsplit("/", 1)[-1], ""})
+            found = {name.rstrip("/") for name in files.ls(key, detail=False)} - {key.rstrip("/")}
+            return sorted(name.rsplit("/", 1)[-1] for name in found)
     except FileNotFoundError:
         return []
 
@@ -72,11 +76,11 @@ def remove_far(folder: Any) -> None:
 
 @contextlib.contextmanager
 def _asking(path: Any) -> Iterator[tuple[Any, str]]:
-    """The file system of a bucket, and what it calls a path. What goes wrong meanwhile is a StoreError."""
+    """The file system of a bucket, and what it calls a path. What goes wrong meanwhile is `Unreadable`."""
     try:
         files, key = fsspec.core.url_to_fs(str(path), use_listings_cache=False)
         yield files, key
     except (FileNotFoundError, ImportError):
         raise
     except Exception as error:  # clients of buckets raise many types
-        raise StoreError(f"'{path}' cannot be read: {error}") from error
+        raise Unreadable(f"'{path}' cannot be read: {error}") from error

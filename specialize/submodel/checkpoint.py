@@ -12,7 +12,16 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from specialize.errors import FingerprintMismatch, StoreError
-from specialize.submodel.bucket import copy_here, is_far, is_there, names_in, read_all_far, read_far, remove_far
+from specialize.submodel.bucket import (
+    Unreadable,
+    copy_here,
+    is_far,
+    is_there,
+    names_in,
+    read_all_far,
+    read_far,
+    remove_far,
+)
 from specialize.submodel.shards import read_shards
 
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -117,7 +126,7 @@ def checkpoint_version(path: epath.Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StoreError(f"'{file}' cannot be looked at: {error}") from error
+        raise Unreadable(f"'{file}' cannot be looked at: {error}") from error
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
@@ -185,13 +194,16 @@ def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: M
         types: of the entries that it must have, beside `format`.
 
     Raises:
+        Unreadable: it cannot be read.
         StoreError: nothing is there, or it is something else, or it is of a later version.
     """
-    if not exists(path):
-        raise StoreError(f"There is no {what} at '{path}'.")
     try:
         data = _custom_metadata(path)
+    except Unreadable:
+        raise
     except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
+        if not exists(path):
+            raise StoreError(f"There is no {what} at '{path}'.") from error
         raise StoreError(f"'{path}' is not a stored {what}, or it is damaged: {error}") from error
     if not isinstance(data, dict) or "format" not in data or mark not in data:
         raise StoreError(f"'{path}' is a checkpoint, but not a {what}: its metadata lacks what a {what}'s has.")
@@ -209,10 +221,12 @@ def _custom_metadata(path: epath.Path) -> Any:
         return json.loads(read_far(path / _METADATA))["custom_metadata"]
     try:
         data = json.loads((path / _METADATA).read_text())
-    except (OSError, ValueError):
-        if not path.exists():  # it was there just now; Orbax would take long to say so
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        if not path.exists():  # Orbax would take long to say so
             raise
         data = None
+    except OSError as error:
+        raise Unreadable(f"'{path}' cannot be read: {error}") from error
     if isinstance(data, dict) and isinstance(data.get("custom_metadata"), dict) and "item_handlers" in data:
         return data["custom_metadata"]
     return ocp.metadata(path).custom_metadata

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import httpx
 import numpy as np
 import pytest
@@ -164,6 +165,41 @@ def test_who_is_forgotten_in_a_bucket_is_gone(bucket, capsys):
     assert sorted(far.listed()) == ["s0", "s2"]
     with pytest.raises(NoSubmodel):
         SubmodelCache(far, talking()).fetch("s1")
+
+
+def test_a_speaker_may_be_called_as_the_folder_is(bucket):
+    far = SubmodelStore(bucket.path)
+    SubmodelStore(bucket.folder).save(made(talking(), "submodels", 7))
+    bucket.sync()
+    bucket.client.put_object(Bucket=bucket.name, Key="run/submodels/", Body=b"")  # as consoles mark a folder
+    assert "submodels" in list(far.listed())
+    assert [path.name for path in far.remnants("submodels")] == ["submodels"]
+    assert far.remove("submodels")
+    assert far.version("submodels") is None
+    assert sorted(far.listed()) == ["s0", "s1", "s2"]
+    assert not any("/submodels/submodels/" in key for key in bucket.listed())
+
+
+def test_a_look_that_fails_is_no_proof(bucket, monkeypatch):
+    far = SubmodelStore(bucket.path)
+    shutil.copytree(bucket.folder / "s1", bucket.folder / "copy")
+    bucket.sync()
+    assert far.remove("s1")
+    with monkeypatch.context() as patch:
+        patch.setattr("specialize.submodel.checkpoint.is_there", None)  # each costs one request
+        assert [path.name for path in far.remnants("s1")] == ["copy"]
+    asked = fsspec.core.url_to_fs
+
+    def fails(path, **how):
+        if "/copy/" in path:
+            raise TimeoutError("no answer")
+        return asked(path, **how)
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fails)
+    with pytest.raises(StoreError, match=r"whose Submodel is at.*copy.*no answer"):
+        far.remnants("s1")
+    assert sorted(far.listed()) == ["copy", "s0", "s2"]
+    assert sorted(far.speakers()) == ["s0", "s2"]
 
 
 def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, tmp_path):
