@@ -255,14 +255,18 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"The compact store could not be written to '{path}': {error}") from error
-    with changing(path) as file:
+    with changing(path, surely=False) as file:
         write_tensors(tensors, file, _metadata(header), "compact store")
         return Written(path, file.stat().st_size, len(ids), *_errors(space, CompactStore(file)))
 
 
 @contextlib.contextmanager
-def changing(path: Path) -> Iterator[Path]:
+def changing(path: Path, *, surely: bool = True) -> Iterator[Path]:
     """The file that a path leads to, for one change at a time. The lock is of the folder, for each replaces the file.
+
+    Args:
+        path: of the file, or of a link to it.
+        surely: raise where the file system has no locks of folders, as NFS; else it is changed without.
 
     Raises:
         StoreError: the file system refused.
@@ -273,7 +277,11 @@ def changing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise StoreError(f"'{file.parent}' cannot be opened: {error}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            if surely:
+                raise
         yield file
     except OSError as error:
         raise StoreError(f"'{file}' cannot be changed: {error}") from error

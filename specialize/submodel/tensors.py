@@ -37,7 +37,7 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mappi
             if path.exists():
                 old = path.stat()
                 mode = stat.S_IMODE(old.st_mode)
-                with contextlib.suppress(PermissionError):
+                with contextlib.suppress(OSError):
                     os.chown(beside, old.st_uid, old.st_gid)
             beside.chmod(mode)
             beside.replace(path)

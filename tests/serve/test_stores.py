@@ -1,5 +1,6 @@
 """A compact file is served as a folder of Submodels is: any speaker, by the same cache; replaced, and forgotten."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -166,6 +167,20 @@ def test_what_is_published_while_somebody_is_deleted_stays(file, monkeypatch):
     assert store.remove("s2")
     publisher.join()
     assert store.version("s0") not in (old, None)
+
+
+def test_where_folders_have_no_locks_a_file_is_written_and_nobody_deleted(file, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")  # what NFS says
+
+    monkeypatch.setattr(compact.fcntl, "flock", fails)
+    write(file, 5)
+    store = CompactSubmodels(file)
+    assert len(list(store.listed())) == 5
+    for ask in (store.remove, store.remnants):
+        with pytest.raises(StoreError, match=r"cannot be changed: .*Bad file descriptor"):
+            ask("s0")
+    assert "s0" in store
 
 
 def test_a_server_forgets_a_speaker_of_a_file(file):
