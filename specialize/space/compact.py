@@ -5,9 +5,12 @@ holds a hundred speakers or a hundred thousand. Ids are found through a hash tab
 id's search begins at its hash and goes on to the next entry until the id at the place is its own, or there is none.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from specialize.space.space import Space, generated, told_of
 from specialize.submodel import StoredSubmodel, Submodel
 from specialize.submodel.checkpoint import check_base
 from specialize.submodel.kinds import spec_from_json, spec_to_json
-from specialize.submodel.tensors import write_tensors
+from specialize.submodel.tensors import unfinished, write_tensors
 
 FORMAT = 1
 """Version of the layout; a file of a later version is refused."""
@@ -194,7 +197,7 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
 
     Args:
         space: a linear one.
-        path: the file to make; one that is there is replaced.
+        path: the file to make; one that is there is replaced. A link is followed.
         dtype: of basis and coefficients. float16 halves the file; the mean is float32 always, and every direction of
             every parameter has a scale of its own.
 
@@ -248,17 +251,60 @@ def write_compact(space: Space, path: Path | str, *, dtype: Literal["float32", "
         "check": check,
         "dtype": dtype,
     }
-    write_tensors(tensors, path, _metadata(header), "compact store")
-    return Written(path, path.stat().st_size, len(ids), *_errors(space, CompactStore(path)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"The compact store could not be written to '{path}': {error}") from error
+    with changing(path, surely=False) as file:
+        write_tensors(tensors, file, _metadata(header), "compact store")
+        return Written(path, file.stat().st_size, len(ids), *_errors(space, CompactStore(file)))
+
+
+@contextlib.contextmanager
+def changing(path: Path, *, surely: bool = True) -> Iterator[Path]:
+    """The file that a path leads to, for one change at a time. The lock is of the folder, for each replaces the file.
+
+    Args:
+        path: of the file, or of a link to it.
+        surely: raise where the file system has no locks of folders, as NFS; else it is changed without.
+
+    Raises:
+        StoreError: the file system refused.
+    """
+    file = Path(os.path.realpath(path))
+    try:
+        lock = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(f"'{file.parent}' cannot be opened: {error}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            if surely:
+                raise
+        yield file
+    except OSError as error:
+        raise StoreError(f"'{file}' cannot be changed: {error}") from error
+    finally:
+        os.close(lock)
 
 
 def without_speaker(path: Path, speaker: str) -> None:
     """Replaces a compact file by one that is the same without a speaker.
 
+    What killed writes have left beside it goes too, for it may have the speaker.
+
     Raises:
         NoSubmodel: the file has no such speaker.
         StoreError: it is no compact store or damaged, or the file system refused.
     """
+    with changing(path) as file:
+        for left in unfinished(file):
+            left.unlink()
+        _drop(file, speaker)
+
+
+def _drop(path: Path, speaker: str) -> None:
     store = CompactStore(path)
     place = store._find(speaker)
     if place is None:

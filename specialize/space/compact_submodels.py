@@ -1,7 +1,5 @@
 """A compact file as the store of a server: it is followed as it is replaced, and a speaker can be deleted from it."""
 
-import contextlib
-import fcntl
 import os
 import threading
 from collections import Counter
@@ -10,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from specialize.errors import NoSubmodel, StoreError
-from specialize.space.compact import CompactStore, without_speaker
+from specialize.space.compact import CompactStore, changing, without_speaker
 from specialize.submodel import Kind, StoredSubmodel
+from specialize.submodel.tensors import unfinished
 
 
 class CompactSubmodels:
@@ -73,21 +72,25 @@ class CompactSubmodels:
         """Deletes a speaker: the file is replaced by one without. False if it has none.
 
         That takes as long as copying the file. The others' Submodels stay as they are, bit for bit; mean and basis are
-        everybody's, and stay too.
+        everybody's, and stay too. What killed writes have left beside the file goes in any case.
 
         Raises:
             StoreError: the file is damaged, or the file system refused.
         """
-        with self._locked():
-            try:
-                without_speaker(self.folder, speaker)
-            except NoSubmodel:
-                return False
-            return True
+        try:
+            without_speaker(self.folder, speaker)
+        except NoSubmodel:
+            return False
+        return True
 
     def remnants(self, speaker: str) -> list[Any]:
-        """The file, if it has `speaker`."""
-        return [self.folder] if speaker in self else []
+        """The file, if it has `speaker`, and what killed writes have left beside it, which may have anyone.
+
+        Raises:
+            StoreError: it cannot be told.
+        """
+        with changing(self.folder) as file:
+            return ([self.folder] if speaker in self else []) + unfinished(file)
 
     def _now(self) -> CompactStore:
         """The file as it is now."""
@@ -100,18 +103,3 @@ class CompactSubmodels:
             if self._opened is None or self._opened[0] != seen:
                 self._opened = seen, CompactStore(self.folder)
             return self._opened[1]
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One change at a time. The lock is of the folder, for each change replaces the file."""
-        try:
-            lock = os.open(self.folder.parent, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise StoreError(f"'{self.folder.parent}' cannot be opened: {error}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        except OSError as error:
-            raise StoreError(f"'{self.folder}' cannot be changed: {error}") from error
-        finally:
-            os.close(lock)

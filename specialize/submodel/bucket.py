@@ -5,13 +5,17 @@ usual file systems, which remember listings and so never see what others publish
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from specialize.errors import StoreError
+
+
+class Unreadable(StoreError):
+    """What is in a store cannot be read now, so it is not known whether it is whole, nor whose, nor if it is there."""
 
 
 def is_far(path: Any) -> bool:
@@ -24,11 +28,19 @@ def read_far(file: Any) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        StoreError: the bucket cannot be read.
+        Unreadable: the bucket cannot be read.
         ImportError: what reads such a bucket is not installed (extra `bucket`).
     """
     with _asking(file) as (files, key):
         return files.cat_file(key)
+
+
+def read_all_far(folder: Any, files: Sequence[str]) -> list[bytes]:
+    """The bytes of files of a folder, asked for at once. Raises as `read_far`, also where only one is missing."""
+    with _asking(folder) as (of, key):
+        keys = [f"{key}/{file}" for file in files]
+        found = of.cat(keys)
+        return [found[file] for file in keys]
 
 
 def is_there(path: Any) -> bool:
@@ -41,8 +53,8 @@ def names_in(folder: Any) -> list[str]:
     """The names of what is in a folder; none where there is no folder. Raises as `read_far`."""
     try:
         with _asking(folder) as (files, key):
-            found = (name.rstrip("/").rsplit("/", 1)[-1] for name in files.ls(key, detail=False))
-            return sorted(set(found) - {key.rsplit("/", 1)[-1], ""})
+            found = {name.rstrip("/") for name in files.ls(key, detail=False)} - {key.rstrip("/")}
+            return sorted(name.rsplit("/", 1)[-1] for name in found)
     except FileNotFoundError:
         return []
 
@@ -64,11 +76,11 @@ def remove_far(folder: Any) -> None:
 
 @contextlib.contextmanager
 def _asking(path: Any) -> Iterator[tuple[Any, str]]:
-    """The file system of a bucket, and what it calls a path. What goes wrong meanwhile is a StoreError."""
+    """The file system of a bucket, and what it calls a path. What goes wrong meanwhile is `Unreadable`."""
     try:
         files, key = fsspec.core.url_to_fs(str(path), use_listings_cache=False)
         yield files, key
     except (FileNotFoundError, ImportError):
         raise
     except Exception as error:  # clients of buckets raise many types
-        raise StoreError(f"'{path}' cannot be read: {error}") from error
+        raise Unreadable(f"'{path}' cannot be read: {error}") from error

@@ -12,12 +12,23 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from specialize.errors import FingerprintMismatch, StoreError
-from specialize.submodel.bucket import copy_here, is_far, is_there, names_in, read_far, remove_far
+from specialize.submodel.bucket import (
+    Unreadable,
+    copy_here,
+    is_far,
+    is_there,
+    names_in,
+    read_all_far,
+    read_far,
+    remove_far,
+)
 from specialize.submodel.shards import read_shards
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 """In the names of folders that Orbax has not finished."""
 _METADATA = "_CHECKPOINT_METADATA"
+_MANIFEST = "state/manifest.ocdbt"
+"""Names the files of the arrays, which are called differently each time that they are written."""
 NEW, OLD = "%%new", "%%old"
 """Beside a checkpoint that is being replaced. No speaker's folder is called so."""
 _LOOKS = 3
@@ -49,7 +60,7 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
     if str(path).startswith("s3://"):
         raise StoreError(
             f"'{path}' is in a bucket that Orbax does not write to. Save to a folder, and copy that, "
-            f"{_METADATA} last, so that it is not read before it is whole."
+            f"'{_MANIFEST}' and '{_METADATA}' last, so that it is not read before it is whole."
         )
     try:
         json.dumps(metadata)
@@ -98,6 +109,9 @@ def clear_unfinished(folder: epath.Path) -> None:
 def checkpoint_version(path: epath.Path) -> str | None:
     """What differs after each time that a checkpoint is written; None where there is none.
 
+    In a bucket, where it is copied file by file, it is that of the metadata and of the arrays, and there is none before
+    it has both: whatever is read while they are copied has another version than what is there when all is.
+
     Args:
         path: its folder; from `absolute`.
 
@@ -107,12 +121,12 @@ def checkpoint_version(path: epath.Path) -> str | None:
     file = path / _METADATA
     try:
         if is_far(path):
-            return hashlib.sha256(read_far(file)).hexdigest()  # it has the time of its writing
+            return hashlib.sha256(b"".join(read_all_far(path, (_METADATA, _MANIFEST)))).hexdigest()
         found = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StoreError(f"'{file}' cannot be looked at: {error}") from error
+        raise Unreadable(f"'{file}' cannot be looked at: {error}") from error
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
@@ -180,13 +194,16 @@ def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: M
         types: of the entries that it must have, beside `format`.
 
     Raises:
+        Unreadable: it cannot be read.
         StoreError: nothing is there, or it is something else, or it is of a later version.
     """
-    if not exists(path):
-        raise StoreError(f"There is no {what} at '{path}'.")
     try:
         data = _custom_metadata(path)
+    except Unreadable:
+        raise
     except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
+        if not exists(path):
+            raise StoreError(f"There is no {what} at '{path}'.") from error
         raise StoreError(f"'{path}' is not a stored {what}, or it is damaged: {error}") from error
     if not isinstance(data, dict) or "format" not in data or mark not in data:
         raise StoreError(f"'{path}' is a checkpoint, but not a {what}: its metadata lacks what a {what}'s has.")
@@ -204,10 +221,12 @@ def _custom_metadata(path: epath.Path) -> Any:
         return json.loads(read_far(path / _METADATA))["custom_metadata"]
     try:
         data = json.loads((path / _METADATA).read_text())
-    except (OSError, ValueError):
-        if not path.exists():  # it was there just now; Orbax would take long to say so
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        if not path.exists():  # Orbax would take long to say so
             raise
         data = None
+    except OSError as error:
+        raise Unreadable(f"'{path}' cannot be read: {error}") from error
     if isinstance(data, dict) and isinstance(data.get("custom_metadata"), dict) and "item_handlers" in data:
         return data["custom_metadata"]
     return ocp.metadata(path).custom_metadata

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from specialize.errors import SpecError, StoreError
-from specialize.submodel.bucket import is_far
+from specialize.submodel.bucket import Unreadable, is_far
 from specialize.submodel.checkpoint import (
     NEW,
     OLD,
@@ -38,6 +38,8 @@ FORMAT = 1
 _LONGEST = 120
 _TRIES = 20
 """How often a Submodel is read that is replaced meanwhile."""
+_READERS = 8
+"""How many Submodels are asked at once whose or of which spec they are."""
 _Read = TypeVar("_Read")
 _ENTRIES = {"base": str, "spec": dict, "speaker": str, "training": dict}
 
@@ -202,15 +204,21 @@ class SubmodelStore:
             StoreError: what is there is another speaker's, or the file system refused.
         """
         path = self.path(speaker)
-        if exists(path) and self._owner(path) not in (speaker, None):
+        if self._owner(path) not in (speaker, None):
             raise StoreError(f"'{path}' holds the Submodel of another speaker than '{speaker}'; not deleted.")
         return remove_checkpoint(path, f"Submodel of '{speaker}'")
 
     def remnants(self, speaker: str) -> list[epath.Path]:
-        """Whatever is here of `speaker`: the Submodel, unfinished saves of it, and copies under other names."""
-        folders = [path for path in children(self.folder) if is_far(path) or path.is_dir()]
+        """Whatever is here of `speaker`: the Submodel, unfinished saves of it, and copies under other names.
+
+        Raises:
+            StoreError: something here cannot be read, and may be theirs.
+        """
         named = remnants(self.path(speaker))
-        return named + [path for path in folders if path not in named and self._owner(path) == speaker]
+        others = [path for path in children(self.folder) if path not in named and (is_far(path) or path.is_dir())]
+        with ThreadPoolExecutor(_READERS) as readers:
+            owners = list(readers.map(self._surely_owner, others))
+        return named + [path for path, owner in zip(others, owners, strict=True) if owner == speaker]
 
     def specs(self, base: str) -> Counter[Kind]:
         """How many Submodels of a base there are of each spec; what cannot be read is left out.
@@ -218,7 +226,7 @@ class SubmodelStore:
         Args:
             base: its fingerprint.
         """
-        with ThreadPoolExecutor(8) as readers:
+        with ThreadPoolExecutor(_READERS) as readers:
             found = readers.map(lambda speaker: self._spec(speaker, base), list(self.listed()))
             return Counter(spec for spec in found if spec is not None)
 
@@ -282,8 +290,21 @@ class SubmodelStore:
             return None
 
     def _owner(self, path: epath.Path) -> str | None:
-        """Whose Submodel is at `path`; None for nothing, an unfinished save, or something that is no Submodel."""
+        """Whose Submodel is at `path`, as far as it can be read."""
+        try:
+            return self._surely_owner(path)
+        except Unreadable:
+            return None
+
+    def _surely_owner(self, path: epath.Path) -> str | None:
+        """Whose Submodel is at `path`; None for nothing, an unfinished save, or something that is no Submodel.
+
+        Raises:
+            Unreadable: it cannot be told.
+        """
         try:
             return submodel_metadata(path)["speaker"]
+        except Unreadable as error:
+            raise Unreadable(f"It cannot be told whose Submodel is at '{path}': {error}") from error
         except StoreError:
             return None

@@ -1,6 +1,9 @@
 """Writing a safetensors file, whole or not at all."""
 
+import contextlib
 import os
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from specialize.errors import StoreError
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str], what: str) -> None:
-    """Writes a safetensors file and replaces what is there.
+    """Writes a safetensors file and replaces what is there, whose mode stays, and whose owner where that is allowed.
 
     Args:
         tensors: by name.
@@ -30,9 +33,20 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mappi
         beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             save_file(tensors, beside, metadata=dict(metadata))
-            beside.chmod(0o644)  # the library lets nobody else read
+            mode = 0o644  # the library lets nobody else read
+            if path.exists():
+                old = path.stat()
+                mode = stat.S_IMODE(old.st_mode)
+                with contextlib.suppress(OSError):
+                    os.chown(beside, old.st_uid, old.st_gid)
+            beside.chmod(mode)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The {what} could not be written to '{path}': {error}") from error
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What killed writes of a file have left beside it, and what one that is under way has there."""
+    return [file for file in path.parent.iterdir() if re.fullmatch(re.escape(path.name) + r"\.\d+\.tmp", file.name)]

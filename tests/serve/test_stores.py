@@ -1,7 +1,10 @@
 """A compact file is served as a folder of Submodels is: any speaker, by the same cache; replaced, and forgotten."""
 
+import errno
+import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from specialize.serve.cache import SubmodelCache
 from specialize.serve.recognizer import Recognizer
 from specialize.serve.service import Service
 from specialize.serve.stores import open_store
-from specialize.space import CompactStore, CompactSubmodels, Linear, Space, compact_submodels, write_compact
+from specialize.space import CompactStore, CompactSubmodels, Linear, Space, compact, compact_submodels, write_compact
 from specialize.submodel import SubmodelStore
 from tests.serve.services import listening, wav
 from tests.serve.stores import SPEC, clips, made, talking
@@ -102,6 +105,82 @@ def test_those_who_are_deleted_at_once_are_all_gone(tmp_path):
     with ThreadPoolExecutor(6) as threads:
         assert all(threads.map(lambda i: CompactSubmodels(file).remove(f"s{i}"), range(11)))
     assert list(CompactSubmodels(file).listed()) == ["s11"]
+
+
+def test_a_link_stays_and_what_it_leads_to_changes(tmp_path):
+    (tmp_path / "kept").mkdir()
+    file, link = write(tmp_path / "kept/people.safetensors"), tmp_path / "current.safetensors"
+    link.symlink_to("kept/people.safetensors")
+    store = CompactSubmodels(link)
+    assert store.remove("s2")
+    assert link.is_symlink()
+    assert list(CompactSubmodels(file).listed()) == list(store.listed()) == ["s0", "s1", "s3"]
+    write(link, 5)
+    assert link.is_symlink()
+    assert len(list(CompactSubmodels(file).listed())) == 5
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [file.name]
+
+
+def test_what_a_killed_write_left_goes_too(file):
+    program = (
+        "import os, sys; import specialize.submodel.tensors as tensors; from specialize.space import CompactSubmodels; "
+        "save = tensors.save_file; "
+        "tensors.save_file = lambda *told, **more: (save(*told, **more), os._exit(9)); "
+        "CompactSubmodels(sys.argv[1]).remove('s0')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(file)])
+    store = CompactSubmodels(file)
+    (file.parent / "people.safetensors.kept.tmp").touch()
+    left = [path for path in file.parent.iterdir() if b"s1s2s3" in path.read_bytes() and path != file]
+    assert len(left) == 1
+    assert sorted(store.remnants("s1")) == sorted([file, *left])
+    assert store.remnants("nobody") == left  # it may be anyone's
+    assert store.remove("s1")
+    assert not store.remnants("s1")
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, "people.safetensors.kept.tmp"]
+
+
+def test_who_may_read_a_file_does_not_change(file):
+    assert file.stat().st_mode & 0o777 == 0o644
+    file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 1234, 1235)
+    before = file.stat()
+    CompactSubmodels(file).remove("s0")
+    write(file)
+    after = file.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_what_is_published_while_somebody_is_deleted_stays(file, monkeypatch):
+    publisher, write_tensors = threading.Thread(target=lambda: write(file, s0=1.0)), compact.write_tensors
+
+    def slow(*told):
+        if threading.current_thread() is not publisher:
+            publisher.start()
+            publisher.join(1.0)
+        write_tensors(*told)
+
+    store = CompactSubmodels(file)
+    old = store.version("s0")
+    monkeypatch.setattr(compact, "write_tensors", slow)
+    assert store.remove("s2")
+    publisher.join()
+    assert store.version("s0") not in (old, None)
+
+
+def test_where_folders_have_no_locks_a_file_is_written_and_nobody_deleted(file, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")  # what NFS says
+
+    monkeypatch.setattr(compact.fcntl, "flock", fails)
+    write(file, 5)
+    store = CompactSubmodels(file)
+    assert len(list(store.listed())) == 5
+    for ask in (store.remove, store.remnants):
+        with pytest.raises(StoreError, match=r"cannot be changed: .*Bad file descriptor"):
+            ask("s0")
+    assert "s0" in store
 
 
 def test_a_server_forgets_a_speaker_of_a_file(file):

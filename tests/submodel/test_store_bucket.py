@@ -1,5 +1,6 @@
 """A store in a bucket, against moto's S3 on loopback: it is read, listed, followed and deleted from as a folder is."""
 
+import contextlib
 import importlib.util
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import httpx
 import numpy as np
 import pytest
@@ -71,10 +73,15 @@ class Bucket:
         self.path = f"s3://{name}/run/submodels"
 
     def sync(self) -> None:
-        for file in sorted(self.folder.rglob("*")):
-            if file.is_file():
-                key = f"run/submodels/{file.relative_to(self.folder)}"
-                self.client.put_object(Bucket=self.name, Key=key, Body=file.read_bytes())
+        for file in self.files():
+            self.put(file)
+
+    def put(self, file: Path) -> None:
+        key = f"run/submodels/{file.relative_to(self.folder)}"
+        self.client.put_object(Bucket=self.name, Key=key, Body=file.read_bytes())
+
+    def files(self) -> list[Path]:
+        return [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
 
     def listed(self) -> list[str]:
         return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())]
@@ -122,6 +129,27 @@ def test_what_others_publish_in_a_bucket_is_used_next(bucket):
     assert cache.fetch("s9").speaker == "s9"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_store_damage.py
+@pytest.mark.parametrize("order", ["by name", "arrays first", "arrays last"])
+def test_whoever_asks_while_files_are_copied_has_the_new_ones_in_the_end(bucket, order):
+    cache, near = SubmodelCache(SubmodelStore(bucket.path), talking()), SubmodelStore(bucket.folder)
+    old = cache.fetch("s0").vector
+    near.save(made(talking(), "s0", 99, beats_base_on_dev=False), overwrite=True)
+    near.save(made(talking(), "s9", 9))
+    files = [file for file in bucket.files() if file.relative_to(bucket.folder).parts[0] in ("s0", "s9")]
+    arrays = [file for file in files if file.parent.name == "d"]
+    others = [file for file in files if file not in arrays]
+    for file in {"by name": files, "arrays first": arrays + others, "arrays last": others + arrays}[order]:
+        bucket.put(file)
+        with contextlib.suppress(StoreError):
+            found = cache.fetch(file.relative_to(bucket.folder).parts[0])
+            assert order != "arrays first" or file not in arrays or found.vector is old
+    for name in ("s0", "s9"):
+        found = cache.fetch(name)
+        np.testing.assert_array_equal(found.vector, cache.layout(SPEC).pack(near.load(name).submodel, ""))
+        assert found.helps == (name == "s9")
+
+
 def test_who_is_forgotten_in_a_bucket_is_gone(bucket, capsys):
     for name, content in (("config.json", b"{}"), ("jobs.jsonl", b'{"speaker": "s1"}'), ("space/x", b"")):
         bucket.client.put_object(Bucket=bucket.name, Key=f"run/{name}", Body=content)
@@ -137,6 +165,41 @@ def test_who_is_forgotten_in_a_bucket_is_gone(bucket, capsys):
     assert sorted(far.listed()) == ["s0", "s2"]
     with pytest.raises(NoSubmodel):
         SubmodelCache(far, talking()).fetch("s1")
+
+
+def test_a_speaker_may_be_called_as_the_folder_is(bucket):
+    far = SubmodelStore(bucket.path)
+    SubmodelStore(bucket.folder).save(made(talking(), "submodels", 7))
+    bucket.sync()
+    bucket.client.put_object(Bucket=bucket.name, Key="run/submodels/", Body=b"")  # as consoles mark a folder
+    assert "submodels" in list(far.listed())
+    assert [path.name for path in far.remnants("submodels")] == ["submodels"]
+    assert far.remove("submodels")
+    assert far.version("submodels") is None
+    assert sorted(far.listed()) == ["s0", "s1", "s2"]
+    assert not any("/submodels/submodels/" in key for key in bucket.listed())
+
+
+def test_a_look_that_fails_is_no_proof(bucket, monkeypatch):
+    far = SubmodelStore(bucket.path)
+    shutil.copytree(bucket.folder / "s1", bucket.folder / "copy")
+    bucket.sync()
+    assert far.remove("s1")
+    with monkeypatch.context() as patch:
+        patch.setattr("specialize.submodel.checkpoint.is_there", None)  # each costs one request
+        assert [path.name for path in far.remnants("s1")] == ["copy"]
+    asked = fsspec.core.url_to_fs
+
+    def fails(path, **how):
+        if "/copy/" in path:
+            raise TimeoutError("no answer")
+        return asked(path, **how)
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fails)
+    with pytest.raises(StoreError, match=r"whose Submodel is at.*copy.*no answer"):
+        far.remnants("s1")
+    assert sorted(far.listed()) == ["copy", "s0", "s2"]
+    assert sorted(far.speakers()) == ["s0", "s2"]
 
 
 def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, tmp_path):

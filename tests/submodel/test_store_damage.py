@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,34 @@ def test_a_damaged_submodel_can_be_replaced(tmp_path):
     store.path("ana").rmtree()
     store.save(stored(seed=1))
     assert_same(store.load("ana"), stored(seed=1))
+
+
+def test_what_cannot_be_read_may_be_anyones(tmp_path):
+    store = SubmodelStore(tmp_path)
+    store.save(stored("bob"))
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/_CHECKPOINT_METADATA").write_text("")
+    assert store.remnants("ana") == []
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/_CHECKPOINT_METADATA").symlink_to("_CHECKPOINT_METADATA")  # which not even root can read
+    with pytest.raises(StoreError, match=r"whose Submodel is at.*closed"):
+        store.remnants("ana")
+    assert list(store.speakers()) == ["bob"]
+    assert store.remove("closed")
+
+
+def test_whose_they_are_is_asked_of_many_at_once(tmp_path, monkeypatch):
+    together = threading.Barrier(8, timeout=5)
+
+    def asked(path):
+        together.wait()
+        raise StoreError("none")
+
+    monkeypatch.setattr("specialize.submodel.store.submodel_metadata", asked)
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+    assert SubmodelStore(tmp_path).remnants("ana") == []
 
 
 @pytest.mark.parametrize(
