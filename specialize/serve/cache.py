@@ -166,11 +166,22 @@ class SubmodelCache:
                 resident.forgotten = True
         return len(found) + sum(self._dropped(resident) for resident in found)
 
-    def sweep(self) -> int:
-        """Forgets those whose Submodel is in the store no more. Returns how many copies were dropped."""
+    def sweep(self) -> tuple[int, list[Exception]]:
+        """Forgets those whose Submodel is in the store no more.
+
+        Returns:
+            How many copies were dropped, and what went wrong with each speaker who could not be looked for.
+        """
         with self._lock:
             speakers = {resident.speaker for resident in self._alive if not resident.forgotten and resident.version}
-        return sum(self.forget(speaker) for speaker in speakers if self._store.version(speaker) is None)
+        dropped, failed = 0, []
+        for speaker in speakers:
+            try:
+                if self._store.version(speaker) is None:
+                    dropped += self.forget(speaker)
+            except Exception as error:  # one speaker's trouble is not the others'
+                failed.append(error)
+        return dropped, failed
 
     def held(self, speaker: str) -> int:
         """How many versions of a speaker's Submodel somebody holds and may use."""

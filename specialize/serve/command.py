@@ -220,10 +220,7 @@ def _application(options: Serve) -> Any:
         where = f"http{'s' if options.tls_cert else ''}://{options.host}:{options.port}"
         _tell(f"ready: {where}/ (the page), {where}/v1/audio/transcriptions")
         while not ending.wait(300.0 if far else 5.0):
-            try:
-                recognizer.cache.sweep()
-            except (SpecializeError, OSError) as error:
-                _tell(f"the store cannot be looked at: {error}")
+            _sweep(recognizer.cache, options.log_speakers)
 
     @asynccontextmanager
     async def lifespan(_: Any):
@@ -246,6 +243,13 @@ def _application(options: Serve) -> Any:
     )
     app.router.lifespan_context = lifespan
     return app
+
+
+def _sweep(cache: Any, log_speakers: bool) -> None:
+    _, failed = cache.sweep()
+    if failed:
+        why = failed[0] if log_speakers else "--log-speakers says why"  # for that names the speaker
+        _tell(f"{len(failed):,} speakers cannot be looked for in the store: {why}")
 
 
 def forget(words: list[str]) -> None:

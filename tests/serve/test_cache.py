@@ -211,9 +211,11 @@ def test_a_store_that_cannot_be_asked_forgets_nobody(base, store, monkeypatch):
         raise PermissionError(13, "no", str(path))
 
     monkeypatch.setattr("specialize.submodel.checkpoint.os.stat", fails)
-    for ask in (cache.sweep, lambda: cache.fetch("s0")):
-        with pytest.raises(StoreError, match="cannot be looked at"):
-            ask()
+    with pytest.raises(StoreError, match="cannot be looked at"):
+        cache.fetch("s0")
+    dropped, (error,) = cache.sweep()
+    assert not dropped
+    assert "cannot be looked at" in str(error)
     assert not kept.forgotten
 
 
@@ -231,8 +233,26 @@ def test_who_is_deleted_from_the_store_is_swept(base, store):
     cache = SubmodelCache(store, base)
     kept = [cache.fetch(speaker) for speaker in ("s0", "s1")]
     store.remove("s0")
-    assert cache.sweep() == 1
+    assert cache.sweep() == (1, [])
     assert [one.forgotten for one in kept] == [True, False]
+
+
+@pytest.mark.parametrize("error", [StoreError("'s1' cannot be looked at"), RuntimeError("a client of a bucket")])
+def test_who_cannot_be_looked_for_keeps_nobody_else_from_being_swept(base, store, monkeypatch, error):
+    cache = SubmodelCache(store, base)
+    kept = {speaker: cache.fetch(speaker) for speaker in ("s0", "s1", "s2")}
+    for speaker in ("s0", "s2"):
+        store.remove(speaker)
+    look = store.version
+
+    def version(speaker):
+        if speaker == "s1":
+            raise error
+        return look(speaker)
+
+    monkeypatch.setattr(store, "version", version)
+    assert cache.sweep() == (2, [error])
+    assert {speaker for speaker, one in kept.items() if one.forgotten} == {"s0", "s2"}
 
 
 def test_trouble_is_the_trouble_of_one(base, store, tmp_path):
