@@ -309,3 +309,39 @@ def test_a_slot_that_a_batch_needs_is_not_taken_for_another_of_it():
     c.pinned = a.pinned = True
     with pytest.raises(SpecializeError, match="pinned"):
         slots.rows([b], 1)
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_write_that_failed_takes_no_slot_and_leaves_nothing_behind(monkeypatch, written):
+    """The device had no room, with a bank or without one."""
+    slots = Slots(2, 5)
+    a, b, c = (resident(float(i)) for i in range(1, 4))
+    for one in (a, b)[:written]:
+        slots.rows([one], 1)
+
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specialize.serve.slots._write", full)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+                slots.rows([c], 1)
+    assert not slots.held()
+    assert not slots.on_device, "whoever made room would be in it still"
+    np.testing.assert_array_equal(np.asarray(slots.rows([a, b], 2))[:, 0], (1, 2))
+
+
+def test_who_cannot_be_written_over_is_gone_with_the_bank(monkeypatch):
+    slots = Slots(2, 5)
+    a, b = (resident(float(i)) for i in range(1, 3))
+    slots.rows([a, b], 2)
+
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specialize.serve.slots._write", full)
+        assert slots.drop(a)
+    assert not slots.on_device
+    np.testing.assert_array_equal(np.asarray(slots.rows([b, resident(3.0)], 2))[:, 0], (2, 3))
