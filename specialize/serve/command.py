@@ -141,7 +141,7 @@ def serve(words: list[str]) -> None:
         h11_max_incomplete_event_size=64 << 10,
     )
     # uvicorn raises the signal that it has ended for once more.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(app.state.failed.is_set())))
     uvicorn.Server(config).run()
 
 
@@ -149,6 +149,7 @@ def _application(options: Serve) -> Any:
     from specialize.base import load_base
     from specialize.serve.app import Limits, Logging, create_app
     from specialize.serve.audio import AudioDecoder
+    from specialize.serve.batcher import Closed
     from specialize.serve.keys import Keys
     from specialize.serve.metrics import Metrics
     from specialize.serve.recognizer import Recognizer
@@ -200,15 +201,18 @@ def _application(options: Serve) -> Any:
         waiting=options.waiting,
         watch=metrics.batch,
     )
-    ready, ending = threading.Event(), threading.Event()
+    ready, ending, failed = threading.Event(), threading.Event(), threading.Event()
 
     def prepare() -> None:
         try:
             specs = store.specs(base.fingerprint)
             _tell(f"{sum(specs.values()):,} Submodels of {len(specs)} specs in '{store.folder}'; compiling …")
             service.warm(list(specs), lambda at: _tell(f"compiling {at}"))
+        except Closed:
+            return
         except BaseException as error:
             _tell(f"it cannot start: {error}")
+            failed.set()
             os.kill(os.getpid(), signal.SIGTERM)
             raise
         for speaker in options.pin:
@@ -242,6 +246,7 @@ def _application(options: Serve) -> Any:
         ready=ready.is_set,
     )
     app.router.lifespan_context = lifespan
+    app.state.failed = failed
     return app
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from specialize.base import Base
 from specialize.errors import SpecError, SpecializeError, StoreError
 from specialize.serve.audio import AudioDecoder, cut_at_pauses
-from specialize.serve.batcher import Batch, Batcher, Busy
+from specialize.serve.batcher import Batch, Batcher, Busy, Closed
 from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.slots import Resident
 from specialize.serve.stores import SpeakerStore
@@ -101,6 +101,7 @@ class Service:
         self._preparing: dict[Kind, Future[None]] = {}
         self._preparer = ThreadPoolExecutor(1, "preparing")
         self._warming, self._asking = threading.Lock(), threading.Lock()
+        self._closing = threading.Event()
 
     @property
     def base(self) -> Base:
@@ -111,6 +112,9 @@ class Service:
         """Compiles all that requests with Submodels of these specs, and with the base alone, will need.
 
         A spec that does not fit the base is told, and refused to whoever asks for it.
+
+        Raises:
+            Closed: the service has ended meanwhile.
         """
         with self._warming:
             alone = None not in self._warm
@@ -119,6 +123,8 @@ class Service:
                     continue
                 try:
                     for at in self.recognizer.warm([] if spec is None else [spec], self.lengths, alone=spec is None):
+                        if self._closing.is_set():
+                            raise Closed("The server is ending.")
                         tell(f"{at}, {'the base alone' if spec is None else spec}")
                 except SpecError as error:
                     self._unfit[spec] = error
@@ -227,7 +233,8 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: sorted(self.store.listed()))
 
     def close(self, seconds: float = 30.0) -> None:
-        """Serves what waits, and ends."""
+        """Serves what waits, and ends; what is being compiled is the last that is."""
+        self._closing.set()
         self.batcher.close(seconds)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._preparer.shutdown(wait=False, cancel_futures=True)

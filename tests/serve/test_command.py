@@ -69,6 +69,26 @@ def test_a_speaker_is_forgotten_in_a_folder(place, capsys):
     assert sorted(store.speakers()) == ["s0", "s1", "s2"]
 
 
+def test_a_server_that_cannot_start_ends_as_a_failure(place):
+    """0 would be an end that was asked for, after which nobody starts it again."""
+    python, *flags = command(place, "--port", "0")
+    code = """
+import sys
+import specialize.cli as cli
+from specialize.serve.service import Service
+
+def warm(*_):
+    raise MemoryError("no room to compile in")
+
+Service.warm = warm
+cli.main(sys.argv[1:])
+"""
+    words = flags[flags.index("specialize.cli") + 1 :]
+    ended = subprocess.run([python, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "it cannot start: no room to compile in" in ended.stderr
+    assert ended.returncode == 1
+
+
 def test_who_cannot_be_looked_for_is_named_only_where_speakers_are_logged(capsys):
     class Cache:
         def sweep(self):

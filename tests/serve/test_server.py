@@ -21,9 +21,10 @@ from openai.types.audio import TranscriptionVerbose
 
 from specialize.serve.app import Limits, Logging, _segment
 from specialize.serve.audio import AudioDecoder
+from specialize.serve.batcher import Closed
 from specialize.serve.keys import KeyFile, Keys
 from specialize.serve.recognizer import Hypothesis, Recognizer
-from specialize.serve.service import Segment, Service
+from specialize.serve.service import Preparing, Segment, Service
 from specialize.submodel import LoRA, SubmodelStore
 from tests.bases import talking_whisper, whisper_of
 from tests.serve.services import listening, wav
@@ -413,6 +414,30 @@ def test_nothing_is_served_before_all_is_compiled(service, clip):
         answer = post(address, None, clip, "base")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     cold.close()
+
+
+def test_the_end_does_not_wait_for_programs_that_nobody_will_run(service, monkeypatch):
+    fresh = Service(Recognizer(service.base, service.store), service.store, AudioDecoder(), lengths=(1.0,))
+    began, go, compiled = threading.Event(), threading.Event(), []
+
+    def warm(*_, **__):
+        for at in range(3):
+            yield str(at)
+            began.set()
+            go.wait(10)
+            compiled.append(at)
+
+    monkeypatch.setattr(fresh.recognizer, "warm", warm)
+    with ThreadPoolExecutor(1) as threads:
+        warming = threads.submit(fresh.warm, [])
+        began.wait(10)
+        fresh.close()
+        go.set()
+        with pytest.raises(Closed):
+            warming.result()
+    assert compiled == [0]
+    with pytest.raises(Preparing):
+        fresh.check_warm(None)
 
 
 def test_nothing_compiles_in_traffic(server, service, tokens):
