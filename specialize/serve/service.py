@@ -15,7 +15,7 @@ from specialize.serve.audio import AudioDecoder, cut_at_pauses
 from specialize.serve.batcher import Batch, Batcher, Busy, Closed
 from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.slots import Resident
-from specialize.serve.stores import SpeakerStore
+from specialize.serve.stores import SpeakerStore, asking
 from specialize.submodel import Kind
 
 _WARMING_SECONDS = 30
@@ -162,6 +162,8 @@ class Service:
         Raises:
             AudioRefused: it is no audio, or too long.
             StoreError, FingerprintMismatch, SpecError: of the Submodel.
+            StoreUnavailable: the store cannot be asked for it.
+            ConfigError: nothing can be decoded.
             Preparing: what it needs is being compiled.
             Busy, Closed: as `Batcher.admit`; or no process has been free to decode for as long as the budget is.
         """
@@ -191,6 +193,7 @@ class Service:
             Busy: too much is waiting.
             Closed: the server is ending.
             Forgotten: the speaker was deleted meanwhile.
+            NoSlot: all slots are pinned.
         """
         clips = [self.recognizer.clip(heard.audio[start:end]) for start, end in heard.pieces]
         coming = [asyncio.wrap_future(found) for found in self.batcher.submit(heard.resident, clips)]
@@ -224,13 +227,22 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._readers, everywhere)
 
     async def has(self, speaker: str) -> bool:
-        """Whether a speaker has a Submodel. Raises StoreError if it cannot be told."""
-        version = await asyncio.get_running_loop().run_in_executor(self._readers, self.store.version, speaker)
-        return version is not None
+        """Whether a speaker has a Submodel. Raises StoreUnavailable if it cannot be told."""
+
+        def there() -> bool:
+            with asking():
+                return self.store.version(speaker) is not None
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, there)
 
     async def speakers(self) -> list[str]:
-        """All that have a Submodel."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: sorted(self.store.listed()))
+        """All that have a Submodel. Raises StoreUnavailable if it cannot be told."""
+
+        def listed() -> list[str]:
+            with asking():
+                return sorted(self.store.listed())
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, listed)
 
     def close(self, seconds: float = 30.0) -> None:
         """Serves what waits, and ends; what is being compiled is the last that is."""

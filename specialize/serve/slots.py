@@ -17,6 +17,10 @@ from specialize.errors import Forgotten, SpecializeError
 from specialize.submodel import Kind
 
 
+class NoSlot(SpecializeError):
+    """There is no slot for another Submodel."""
+
+
 @dataclass(eq=False)
 class Resident:
     """One version of a speaker's Submodel, in the memory of the host. Its identity is the version."""
@@ -64,7 +68,7 @@ class Slots:
 
         Raises:
             Forgotten: the speaker of one was deleted.
-            SpecializeError: all slots are pinned.
+            NoSlot: all are pinned.
         """
         with self._writing():
             needed = set(residents)
@@ -145,7 +149,7 @@ class Slots:
         if not self._free:
             old = next((r for r in self._held if r not in needed and not r.pinned), None)
             if old is None:
-                raise SpecializeError(
+                raise NoSlot(
                     f"All {self.slots} slots are pinned or needed at once. Pin fewer speakers, or use more slots."
                 )
             self._free.append(self._held.pop(old))

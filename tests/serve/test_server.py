@@ -19,12 +19,14 @@ import openai
 import pytest
 from openai.types.audio import TranscriptionVerbose
 
+from specialize.errors import ConfigError, StoreError
 from specialize.serve.app import Limits, Logging, _segment
 from specialize.serve.audio import AudioDecoder
 from specialize.serve.batcher import Closed
 from specialize.serve.keys import KeyFile, Keys
 from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.service import Preparing, Segment, Service
+from specialize.serve.slots import NoSlot
 from specialize.submodel import LoRA, SubmodelStore
 from tests.bases import talking_whisper, whisper_of
 from tests.serve.services import listening, wav
@@ -405,6 +407,63 @@ def test_a_failure_of_ours_is_told_without_its_details(service, clip, monkeypatc
         assert answer.headers["x-request-id"] in caplog.text
         assert httpx.get(f"{address}/healthz").status_code == 200
     assert "ZeroDivisionError" in caplog.text
+
+
+def raising(error: Exception):
+    def fails(*_, **__):
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "status", "code", "logged"),
+    [
+        (
+            "audio.AudioDecoder.decode",
+            ConfigError("A process does not start."),
+            503,
+            "no_decoder",
+            "A process does not start.",
+        ),
+        ("recognizer.Recognizer.decode", NoSlot("All 4 slots are pinned."), 503, "no_slot", "All 4 slots are pinned."),
+        (
+            "stores.SubmodelStore.version",
+            StoreError("'s3://b/s0' cannot be read"),
+            503,
+            "store_unavailable",
+            "--log-speakers",
+        ),
+        ("stores.SubmodelStore.load", StoreError("'s3://b/s0' is damaged"), 500, "model_damaged", "--log-speakers"),
+    ],
+)
+def test_what_is_no_fault_of_a_model_is_not_told_as_one(
+    service, clip, monkeypatch, caplog, place, error, status, code, logged
+):
+    service.recognizer.forget("s0")
+    with listening(service) as address:
+        monkeypatch.setattr(f"specialize.serve.{place}", raising(error))
+        answer = post(address, None, clip)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert ("retry-after" in answer.headers) is (status == 503)
+    assert ("model" in answer.json()["error"]["message"]) is (status == 500)
+    assert str(error) not in answer.text
+    assert logged in caplog.text
+    assert "s3://b" not in caplog.text
+
+
+def test_a_store_that_cannot_be_asked_is_told_by_every_route(service, monkeypatch, caplog):
+    outage = StoreError("'s3://b/s0' cannot be read")
+    for name in ("version", "listed", "remove"):
+        monkeypatch.setattr(service.store, name, raising(outage))
+    with listening(service) as address:
+        answers = [httpx.get(f"{address}/v1/models{path}") for path in ("", "/s0")]
+        deleted = httpx.delete(f"{address}/v1/models/s0")
+    assert {(one.status_code, one.json()["error"]["code"]) for one in answers} == {(503, "store_unavailable")}
+    assert (deleted.status_code, deleted.json()["error"]["code"]) == (500, "not_deleted")
+    assert "deleted" in deleted.json()["error"]["message"]
+    assert "Traceback" not in caplog.text
+    assert "s3://b" not in caplog.text
 
 
 def test_nothing_is_served_before_all_is_compiled(service, clip):
