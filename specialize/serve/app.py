@@ -126,7 +126,7 @@ class _Http:
         """OpenAI's `POST /v1/audio/transcriptions`."""
         grant = self._grant(request)
         with self._as_answers(request):  # before anything is spent on what will be refused
-            self._service.batcher.admit()
+            self._service.admit()
             self._service.check_warm(None)
         form = await read_form(request)
         try:

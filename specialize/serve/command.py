@@ -66,9 +66,10 @@ class Serve:
     linger: float = 0.01
     """Seconds that a batch waits for more rows."""
     budget: float = 10.0
-    """Seconds that an utterance may have to wait for its turn; a request that would wait longer is answered 429."""
+    """Seconds that an utterance may have to wait for its turn, and its Submodel may take to come; a request that would
+    wait longer is answered 429."""
     waiting: int = 256
-    """Utterances that wait at most."""
+    """Utterances that wait at most, and requests that wait for a Submodel."""
     cache_mib: int = 1024
     """Memory for Submodels, MiB."""
     refresh: float | None = None

@@ -70,11 +70,17 @@ def client(server: str, key: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server}/v1", api_key=key, max_retries=0)
 
 
-def post(server: str, key: str | None, clip: np.ndarray, model: str = "s0", **fields: str) -> httpx.Response:
+def post(
+    server: str, key: str | None, clip: np.ndarray, model: str = "s0", *, timeout: float = 60, **fields: str
+) -> httpx.Response:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     files = {"file": ("a.wav", wav(clip))}
     return httpx.post(
-        f"{server}/v1/audio/transcriptions", headers=headers, files=files, data={"model": model} | fields, timeout=60
+        f"{server}/v1/audio/transcriptions",
+        headers=headers,
+        files=files,
+        data={"model": model} | fields,
+        timeout=timeout,
     )
 
 
@@ -394,6 +400,60 @@ def test_who_would_wait_too_long_is_told_when_to_come_again(service, clip):
             assert int(answer.headers["retry-after"]) > 0
             assert answer.json()["error"]["type"] == "rate_limit_error"
     hasty.close()
+
+
+def test_who_waits_for_a_cold_submodel_keeps_nobody_from_theirs(service, clip, monkeypatch):
+    service.recognizer.forget("s1")
+    service.recognizer.fetch("s0")
+    load, go = service.store.load, threading.Event()
+
+    def slow(*args, **how):
+        go.wait(30)
+        return load(*args, **how)
+
+    monkeypatch.setattr(service.store, "load", slow)
+    with listening(service) as address, ThreadPoolExecutor(20) as threads:
+        cold = [threads.submit(post, address, None, clip, "s1") for _ in range(20)]  # more than there are readers
+        while not service.recognizer.cache._reading:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        try:
+            assert httpx.get(f"{address}/v1/models", timeout=5).status_code == 200
+            warm = post(address, None, clip, "s0", timeout=5)
+        finally:
+            go.set()
+        assert warm.status_code == 200
+        assert {one.result().status_code for one in cold} == {200}
+
+
+def test_who_waits_too_long_for_a_submodel_is_told_and_is_one_of_few(service, clip, monkeypatch):
+    slow = Service(service.recognizer, service.store, AudioDecoder(), lengths=(1.0,), budget=0.5, waiting=12)
+    slow._warm = service._warm
+    go, asked = threading.Event(), []
+
+    def fetch(speaker):
+        asked.append(speaker)
+        go.wait(30)
+
+    monkeypatch.setattr(service.recognizer, "fetch", fetch)
+    try:
+        with listening(slow) as address, ThreadPoolExecutor(30) as threads:
+            waiting = [threads.submit(post, address, None, clip, f"p{i}", timeout=20) for i in range(30)]
+            while len(asked) < 8:
+                time.sleep(0.01)
+            assert httpx.get(f"{address}/v1/models", timeout=5).status_code == 200
+            assert httpx.delete(f"{address}/v1/models/nobody", timeout=5).status_code == 404
+            answers = [one.result() for one in waiting]
+            assert {(one.status_code, one.headers["retry-after"]) for one in answers} == {(429, "1")}
+            assert len(asked) == 8
+            again = [post(address, None, clip, asked[0], timeout=20) for _ in range(2)]
+            assert {one.status_code for one in again} == {429}
+            assert len(asked) == 8, "who gave up has a thread at work still, and nobody needs another for the same"
+            go.set()
+            assert post(address, None, clip, asked[0], timeout=20).status_code == 200
+    finally:
+        go.set()
+        slow.close()
 
 
 def test_a_failure_of_ours_is_told_without_its_details(service, clip, monkeypatch, caplog):
