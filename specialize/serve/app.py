@@ -1,14 +1,15 @@
 """HTTP: OpenAI's routes for transcription and models, health, metrics, and the page."""
 
+import asyncio
 import contextlib
 import json
 import logging
 import math
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -41,6 +42,9 @@ _PAGE = {
 }
 _SEEK_PER_SECOND = 100
 """`seek` is the start of a piece in Whisper's frames of 10 ms."""
+_Found = TypeVar("_Found")
+_GONE = 499
+"""The status that logs know, after nginx, for who hung up."""
 _OUTAGE_SECONDS = 5
 """What a client is told to wait where the server lacks something for now."""
 _DAMAGED = Refused(500, "That model cannot be used; the server's log says why.", code="model_damaged")
@@ -145,10 +149,8 @@ class _Http:
         segments = self._service.transcribe(heard)
         if asked.stream:
             return await self._streamed(request, segments, headers)
-        said: list[Segment] = []
         with self._as_answers(request):
-            async for segment in segments:
-                said.append(segment)
+            said = await _unless_gone(request, _all(segments))
         text = _joined(said)
         if self._logs.text:
             note["text"] = text
@@ -229,7 +231,7 @@ class _Http:
         """Server-sent events, as OpenAI's: a delta for each piece, and the whole at the end."""
         note = request.scope["specialize"]
         with self._as_answers(request):  # what fails before there is any text can still be an answer of its own
-            first = await anext(aiter(segments), None)
+            first = await _unless_gone(request, _next(segments))
 
         async def events() -> AsyncIterator[bytes]:
             said: list[Segment] = []
@@ -240,7 +242,7 @@ class _Http:
                     said.append(segment)
                     yield _event("transcript.text.delta", delta=space + segment.text)
                     with self._as_answers(request):
-                        segment = await anext(aiter(segments), None)
+                        segment = await _next(segments)
             except Refused as error:
                 note["status"] = error.status
                 yield _event("error", error=error_data(error))
@@ -297,6 +299,33 @@ class _Http:
             "segments": segments,
             "transcribed_by": "base" if heard.resident is None else "submodel",
         }
+
+
+async def _all(segments: AsyncIterator[Segment]) -> list[Segment]:
+    return [segment async for segment in segments]
+
+
+async def _next(segments: AsyncIterator[Segment]) -> Segment | None:
+    return await anext(segments, None)
+
+
+async def _unless_gone(request: Request, coming: Coroutine[Any, Any, _Found]) -> _Found:
+    """What is to come, which is given up where whoever asks hangs up. Raises Refused then, which nobody reads."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    found, hung_up = asyncio.ensure_future(coming), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((found, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            raise Refused(_GONE, "Whoever asked has hung up.", code="gone")
+        return found.result()
+    finally:
+        found.cancel()
+        hung_up.cancel()
+        await asyncio.gather(found, hung_up, return_exceptions=True)
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:

@@ -456,6 +456,42 @@ def test_who_waits_too_long_for_a_submodel_is_told_and_is_one_of_few(service, cl
         slow.close()
 
 
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_whoever_hangs_up_is_computed_no_further(service, monkeypatch, caplog, stream):
+    long = np.concatenate([np.pad(clip, (0, 8_000)) for clip in clips(9, seed=3)])[: 8 * 16_000]
+    decode, began, go, rows = service.recognizer.decode, threading.Event(), threading.Event(), []
+    slow_one = Service(service.recognizer, service.store, AudioDecoder(), lengths=(1.0,), budget=600.0)
+    slow_one._warm = service._warm
+
+    def slow(residents, clips, padded):
+        rows.append(len(clips))
+        began.set()
+        go.wait(30)
+        return decode(residents, clips, padded)
+
+    monkeypatch.setattr(service.recognizer, "decode", slow)
+    asked = slow_one.batcher.submit(None, [long[:8_000]])  # the batch that is computed meanwhile
+    began.wait(10)
+    try:
+        with caplog.at_level(logging.INFO, "specialize.requests"), listening(slow_one) as address:
+            with pytest.raises(httpx.ReadTimeout):
+                post(address, None, long, timeout=2, stream=stream)
+            for _ in range(3000):
+                lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "specialize.requests"]
+                if lines:
+                    break
+                time.sleep(0.01)
+            assert slow_one.batcher.waiting > 1, "it had come so far"
+            assert [line["status"] for line in lines] == [499]
+            go.set()
+            asked[0].result(30)
+            assert post(address, None, long[:8_000]).status_code == 200
+    finally:
+        go.set()
+        slow_one.close()
+    assert rows == [1, 1]
+
+
 def test_a_failure_of_ours_is_told_without_its_details(service, clip, monkeypatch, caplog):
     broken = copy.copy(service)
     monkeypatch.setattr(broken.recognizer, "fetch", lambda speaker: 1 / 0)
