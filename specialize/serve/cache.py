@@ -136,9 +136,11 @@ class SubmodelCache:
             StoreError, FingerprintMismatch: as `fetch`.
         """
         with self._lock:
-            self._pins.add(speaker)
+            self._pins.add(speaker)  # whatever is kept from now on is pinned
+            if speaker in self._kept:
+                self._kept[speaker].pinned = True
         try:
-            self.fetch(speaker).pinned = True
+            self.fetch(speaker)
         except Exception:
             self.unpin(speaker)
             raise

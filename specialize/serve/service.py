@@ -150,7 +150,7 @@ class Service:
             return
         with self._asking:
             if resident.spec in self._unfit:
-                raise self._unfit[resident.spec]
+                raise SpecError(*self._unfit[resident.spec].args)
             if resident.spec not in self._preparing:
                 self._preparing[resident.spec] = self._preparer.submit(self.warm, [resident.spec])
             elif self._preparing[resident.spec].done() and resident.spec not in self._warm:

@@ -168,6 +168,21 @@ def test_published_again_and_again_a_pinned_speaker_takes_one_slot(base, store):
     assert {one.speaker for one in slots.held()} == {"s0", "s1"}
 
 
+def test_whoever_is_replaced_while_being_pinned_is_not_pinned(base, store, monkeypatch):
+    cache = SubmodelCache(store, base)
+    fetch, found = cache.fetch, []
+
+    def replaced(speaker):
+        found.append(fetch(speaker))
+        store.save(made(base, speaker, 99), overwrite=True)
+        found.append(fetch(speaker))
+        return found[0]
+
+    monkeypatch.setattr(cache, "fetch", replaced)
+    cache.pin("s0")
+    assert [one.pinned for one in found] == [False, True]
+
+
 def test_what_is_in_a_slot_is_not_read_again(base, store):
     watched = Watched(store)
     slots = Slots(4, SubmodelCache(store, base).layout(SPEC).size)

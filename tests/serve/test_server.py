@@ -19,14 +19,14 @@ import openai
 import pytest
 from openai.types.audio import TranscriptionVerbose
 
-from specialize.errors import ConfigError, StoreError
+from specialize.errors import ConfigError, SpecError, StoreError
 from specialize.serve.app import Limits, Logging, _segment
 from specialize.serve.audio import AudioDecoder
 from specialize.serve.batcher import Closed
 from specialize.serve.keys import KeyFile, Keys
 from specialize.serve.recognizer import Hypothesis, Recognizer
 from specialize.serve.service import Preparing, Segment, Service
-from specialize.serve.slots import NoSlot
+from specialize.serve.slots import NoSlot, Resident
 from specialize.submodel import LoRA, SubmodelStore
 from tests.bases import talking_whisper, whisper_of
 from tests.serve.services import listening, wav
@@ -378,6 +378,12 @@ def test_a_submodel_that_does_not_fit_is_the_trouble_of_whoever_asks_for_it(serv
     fresh.warm([elsewhere.spec, SPEC], told.append)
     assert any("left out" in line for line in told)
     fresh.check_warm(fresh.recognizer.fetch("s0"))
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(SpecError) as refused:
+            fresh.check_warm(Resident("new", elsewhere.spec, np.zeros(1, np.float32)))
+        refusals.append(refused.value)
+    assert refusals[0] is not refusals[1], "its traceback would have grown with every request"
     fresh.close()
     service.store.remove("new")
 
@@ -476,6 +482,7 @@ def test_whoever_hangs_up_is_computed_no_further(service, monkeypatch, caplog, s
         with caplog.at_level(logging.INFO, "specialize.requests"), listening(slow_one) as address:
             with pytest.raises(httpx.ReadTimeout):
                 post(address, None, long, timeout=2, stream=stream)
+            lines: list[dict] = []
             for _ in range(3000):
                 lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "specialize.requests"]
                 if lines:
