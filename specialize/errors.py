@@ -33,6 +33,10 @@ class NoSubmodel(StoreError):
     """A speaker who has no Submodel in a store."""
 
 
+class StoreUnavailable(StoreError):
+    """A store that cannot be asked now, which says nothing about what is in it."""
+
+
 class Forgotten(SpecializeError):
     """A speaker was deleted while somebody was using the Submodel."""
 

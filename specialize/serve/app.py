@@ -1,14 +1,15 @@
 """HTTP: OpenAI's routes for transcription and models, health, metrics, and the page."""
 
+import asyncio
 import contextlib
 import json
 import logging
 import math
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -17,11 +18,13 @@ from starlette.exceptions import HTTPException
 from specialize import __version__
 from specialize.errors import (
     AudioRefused,
+    ConfigError,
     CorpusError,
     FingerprintMismatch,
     Forgotten,
     NoSubmodel,
     SpecializeError,
+    StoreUnavailable,
 )
 from specialize.serve.batcher import Busy, Closed
 from specialize.serve.form import asked_in, read_form
@@ -30,6 +33,7 @@ from specialize.serve.keys import Grant, Keys
 from specialize.serve.metrics import Metrics
 from specialize.serve.refusal import Refused, error_data, refusal
 from specialize.serve.service import Heard, Preparing, Segment, Service
+from specialize.serve.slots import NoSlot
 
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -38,6 +42,13 @@ _PAGE = {
 }
 _SEEK_PER_SECOND = 100
 """`seek` is the start of a piece in Whisper's frames of 10 ms."""
+_Found = TypeVar("_Found")
+_GONE = 499
+"""The status that logs know, after nginx, for who hung up."""
+_OUTAGE_SECONDS = 5
+"""What a client is told to wait where the server lacks something for now."""
+_DAMAGED = Refused(500, "That model cannot be used; the server's log says why.", code="model_damaged")
+_NOT_DELETED = Refused(500, "That model could not be deleted; the server's log says why.", code="not_deleted")
 _EVERYTHING = Grant(name="loopback", speakers=("*",), manages=True)
 
 
@@ -119,7 +130,7 @@ class _Http:
         """OpenAI's `POST /v1/audio/transcriptions`."""
         grant = self._grant(request)
         with self._as_answers(request):  # before anything is spent on what will be refused
-            self._service.batcher.admit()
+            self._service.admit()
             self._service.check_warm(None)
         form = await read_form(request)
         try:
@@ -138,10 +149,8 @@ class _Http:
         segments = self._service.transcribe(heard)
         if asked.stream:
             return await self._streamed(request, segments, headers)
-        said: list[Segment] = []
         with self._as_answers(request):
-            async for segment in segments:
-                said.append(segment)
+            said = await _unless_gone(request, _all(segments))
         text = _joined(said)
         if self._logs.text:
             note["text"] = text
@@ -155,7 +164,9 @@ class _Http:
     async def models(self, request: Request) -> Response:
         """OpenAI's `GET /v1/models`: the base, and the speakers that the key may use."""
         grant = self._grant(request)
-        speakers = [name for name in await self._service.speakers() if grant.allows(name) and name != self._base]
+        with self._as_answers(request):
+            listed = await self._service.speakers()
+        speakers = [name for name in listed if grant.allows(name) and name != self._base]
         return JSONResponse({"object": "list", "data": [_model(name) for name in (self._base, *speakers)]})
 
     async def model(self, request: Request, name: str) -> Response:
@@ -174,7 +185,7 @@ class _Http:
         speaker = self._speaker(grant, name)
         if not grant.manages or speaker is None:
             raise Refused(403, "This key may not delete that model.", code="not_allowed")
-        with self._as_answers(request):
+        with self._as_answers(request, _NOT_DELETED):
             dropped = await self._service.forget(speaker)
         if dropped is None:
             raise _not_there()
@@ -220,7 +231,7 @@ class _Http:
         """Server-sent events, as OpenAI's: a delta for each piece, and the whole at the end."""
         note = request.scope["specialize"]
         with self._as_answers(request):  # what fails before there is any text can still be an answer of its own
-            first = await anext(aiter(segments), None)
+            first = await _unless_gone(request, _next(segments))
 
         async def events() -> AsyncIterator[bytes]:
             said: list[Segment] = []
@@ -231,7 +242,7 @@ class _Http:
                     said.append(segment)
                     yield _event("transcript.text.delta", delta=space + segment.text)
                     with self._as_answers(request):
-                        segment = await anext(aiter(segments), None)
+                        segment = await _next(segments)
             except Refused as error:
                 note["status"] = error.status
                 yield _event("error", error=error_data(error))
@@ -243,8 +254,8 @@ class _Http:
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
     @contextlib.contextmanager
-    def _as_answers(self, request: Request) -> Iterator[None]:
-        """What goes wrong with a request, as an answer that says nothing of the server's files."""
+    def _as_answers(self, request: Request, broken: Refused = _DAMAGED) -> Iterator[None]:
+        """What goes wrong with a request, as an answer that says nothing of the server's files; else it is `broken`."""
         try:
             yield
         except Busy as error:
@@ -260,14 +271,23 @@ class _Http:
         except FingerprintMismatch as error:
             self._tell(request, error)
             raise Refused(422, "That model was made for another base.", code="model_of_another_base") from error
+        except StoreUnavailable as error:
+            self._tell(request, error)
+            raise _lacking("The store cannot be read at the moment.", "store_unavailable") from error
+        except ConfigError as error:
+            self._tell(request, error, named=False)
+            raise _lacking("The server cannot decode audio at the moment.", "no_decoder") from error
+        except NoSlot as error:
+            self._tell(request, error, named=False)
+            raise _lacking("The server has no slot free at the moment.", "no_slot") from error
         except SpecializeError as error:
             self._tell(request, error)
-            raise Refused(500, "That model cannot be used; the server's log says why.", code="model_damaged") from error
+            raise Refused(broken.status, broken.message, code=broken.code) from error
 
-    def _tell(self, request: Request, error: Exception) -> None:
-        """Why a Submodel cannot be used. Such messages name the speaker."""
+    def _tell(self, request: Request, error: Exception, *, named: bool = True) -> None:
+        """Why a request fails that is not at fault; `named` says that the message may name the speaker."""
         note = {"id": request.scope["specialize"]["id"], "error": type(error).__name__}
-        note |= {"message": str(error)} if self._logs.speakers else {"message": "--log-speakers has it"}
+        note |= {"message": "--log-speakers has it" if named and not self._logs.speakers else str(error)}
         logging.getLogger("specialize.requests").warning(json.dumps(note, ensure_ascii=False))
 
     def _verbose(self, heard: Heard, said: Sequence[Segment]) -> dict[str, Any]:
@@ -279,6 +299,33 @@ class _Http:
             "segments": segments,
             "transcribed_by": "base" if heard.resident is None else "submodel",
         }
+
+
+async def _all(segments: AsyncIterator[Segment]) -> list[Segment]:
+    return [segment async for segment in segments]
+
+
+async def _next(segments: AsyncIterator[Segment]) -> Segment | None:
+    return await anext(segments, None)
+
+
+async def _unless_gone(request: Request, coming: Coroutine[Any, Any, _Found]) -> _Found:
+    """What is to come, which is given up where whoever asks hangs up. Raises Refused then, which nobody reads."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    found, hung_up = asyncio.ensure_future(coming), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((found, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            raise Refused(_GONE, "Whoever asked has hung up.", code="gone")
+        return found.result()
+    finally:
+        found.cancel()
+        hung_up.cancel()
+        await asyncio.gather(found, hung_up, return_exceptions=True)
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:
@@ -295,6 +342,10 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "temperature": 0.0,
         "compression_ratio": len(text) / len(zlib.compress(text)),
     } | {name: value for name, value in said.items() if value is not None and math.isfinite(value)}
+
+
+def _lacking(message: str, code: str) -> Refused:
+    return Refused(503, f"{message} Try again.", code=code, retry=_OUTAGE_SECONDS)
 
 
 def _not_there() -> Refused:

@@ -170,6 +170,7 @@ class Batcher:
                     self._row_seconds = each if not self._row_seconds else 0.8 * self._row_seconds + 0.2 * each
             if rows:
                 self._watch(Batch(rows, waited, seconds))
+            del batch  # or it would be held until the next one comes
 
     def _next(self) -> list[_Row] | None:
         """Waits for a batch; None at the end."""

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from specialize.base import Base
 from specialize.errors import NoSubmodel, SpecializeError, StoreError
 from specialize.serve.slots import Resident
+from specialize.serve.stores import asking
 from specialize.submodel import Kind, StoredSubmodel
 from specialize.submodel.layout import Layout
 
@@ -87,14 +88,15 @@ class SubmodelCache:
         """The newest version of a speaker's Submodel.
 
         Raises:
-            StoreError: there is none, or it is damaged, or the store cannot be asked.
+            StoreError: there is none, or it is damaged.
+            StoreUnavailable: the store cannot be asked.
             FingerprintMismatch: it belongs to another base.
         """
         for _ in range(_TRIES):
             kept = self._fresh(speaker)
             if kept is not None:
                 return kept
-            version = self._store.version(speaker)
+            version = self._version(speaker)
             if version is None:
                 self.forget(speaker)
                 raise NoSubmodel(f"There is no Submodel of '{speaker}'.")
@@ -117,7 +119,7 @@ class SubmodelCache:
             try:
                 return reading.result()
             except StoreError:
-                if self._store.version(speaker) == version:
+                if self._version(speaker) == version:
                     raise
                 # It was replaced while it was read.
         raise StoreError(f"The Submodel of '{speaker}' is replaced faster than it can be read.")
@@ -134,9 +136,11 @@ class SubmodelCache:
             StoreError, FingerprintMismatch: as `fetch`.
         """
         with self._lock:
-            self._pins.add(speaker)
+            self._pins.add(speaker)  # whatever is kept from now on is pinned
+            if speaker in self._kept:
+                self._kept[speaker].pinned = True
         try:
-            self.fetch(speaker).pinned = True
+            self.fetch(speaker)
         except Exception:
             self.unpin(speaker)
             raise
@@ -166,11 +170,22 @@ class SubmodelCache:
                 resident.forgotten = True
         return len(found) + sum(self._dropped(resident) for resident in found)
 
-    def sweep(self) -> int:
-        """Forgets those whose Submodel is in the store no more. Returns how many copies were dropped."""
+    def sweep(self) -> tuple[int, list[Exception]]:
+        """Forgets those whose Submodel is in the store no more.
+
+        Returns:
+            How many copies were dropped, and what went wrong with each speaker who could not be looked for.
+        """
         with self._lock:
             speakers = {resident.speaker for resident in self._alive if not resident.forgotten and resident.version}
-        return sum(self.forget(speaker) for speaker in speakers if self._store.version(speaker) is None)
+        dropped, failed = 0, []
+        for speaker in speakers:
+            try:
+                if self._store.version(speaker) is None:
+                    dropped += self.forget(speaker)
+            except Exception as error:  # one speaker's trouble is not the others'
+                failed.append(error)
+        return dropped, failed
 
     def held(self, speaker: str) -> int:
         """How many versions of a speaker's Submodel somebody holds and may use."""
@@ -209,6 +224,10 @@ class SubmodelCache:
         """Ends the reading ahead."""
         self._readers.shutdown(cancel_futures=True)
 
+    def _version(self, speaker: str) -> str | None:
+        with asking():
+            return self._store.version(speaker)
+
     def _fresh(self, speaker: str) -> Resident | None:
         """What is kept, if its version was asked for so recently that it counts as the newest."""
         with self._lock:
@@ -226,7 +245,7 @@ class SubmodelCache:
         """Reads a version for all that wait for it."""
         try:
             stored = self._store.load(speaker, base=self._base.fingerprint)
-            if self._store.version(speaker) != version:
+            if self._version(speaker) != version:
                 raise StoreError(f"The Submodel of '{speaker}' was replaced while it was read.")
             resident = self.resident(stored, version)
             with self._lock:

@@ -66,9 +66,10 @@ class Serve:
     linger: float = 0.01
     """Seconds that a batch waits for more rows."""
     budget: float = 10.0
-    """Seconds that an utterance may have to wait for its turn; a request that would wait longer is answered 429."""
+    """Seconds that an utterance may have to wait for its turn, and its Submodel may take to come; a request that would
+    wait longer is answered 429."""
     waiting: int = 256
-    """Utterances that wait at most."""
+    """Utterances that wait at most, and requests that wait for a Submodel."""
     cache_mib: int = 1024
     """Memory for Submodels, MiB."""
     refresh: float | None = None
@@ -141,7 +142,7 @@ def serve(words: list[str]) -> None:
         h11_max_incomplete_event_size=64 << 10,
     )
     # uvicorn raises the signal that it has ended for once more.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(app.state.failed.is_set())))
     uvicorn.Server(config).run()
 
 
@@ -149,6 +150,7 @@ def _application(options: Serve) -> Any:
     from specialize.base import load_base
     from specialize.serve.app import Limits, Logging, create_app
     from specialize.serve.audio import AudioDecoder
+    from specialize.serve.batcher import Closed
     from specialize.serve.keys import Keys
     from specialize.serve.metrics import Metrics
     from specialize.serve.recognizer import Recognizer
@@ -200,15 +202,18 @@ def _application(options: Serve) -> Any:
         waiting=options.waiting,
         watch=metrics.batch,
     )
-    ready, ending = threading.Event(), threading.Event()
+    ready, ending, failed = threading.Event(), threading.Event(), threading.Event()
 
     def prepare() -> None:
         try:
             specs = store.specs(base.fingerprint)
             _tell(f"{sum(specs.values()):,} Submodels of {len(specs)} specs in '{store.folder}'; compiling …")
             service.warm(list(specs), lambda at: _tell(f"compiling {at}"))
+        except Closed:
+            return
         except BaseException as error:
             _tell(f"it cannot start: {error}")
+            failed.set()
             os.kill(os.getpid(), signal.SIGTERM)
             raise
         for speaker in options.pin:
@@ -220,10 +225,7 @@ def _application(options: Serve) -> Any:
         where = f"http{'s' if options.tls_cert else ''}://{options.host}:{options.port}"
         _tell(f"ready: {where}/ (the page), {where}/v1/audio/transcriptions")
         while not ending.wait(300.0 if far else 5.0):
-            try:
-                recognizer.cache.sweep()
-            except (SpecializeError, OSError) as error:
-                _tell(f"the store cannot be looked at: {error}")
+            _sweep(recognizer.cache, options.log_speakers)
 
     @asynccontextmanager
     async def lifespan(_: Any):
@@ -245,7 +247,15 @@ def _application(options: Serve) -> Any:
         ready=ready.is_set,
     )
     app.router.lifespan_context = lifespan
+    app.state.failed = failed
     return app
+
+
+def _sweep(cache: Any, log_speakers: bool) -> None:
+    _, failed = cache.sweep()
+    if failed:
+        why = failed[0] if log_speakers else "--log-speakers says why"  # for that names the speaker
+        _tell(f"{len(failed):,} speakers cannot be looked for in the store: {why}")
 
 
 def forget(words: list[str]) -> None:

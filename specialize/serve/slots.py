@@ -1,9 +1,10 @@
 """Submodels on the device: slots that are written in place, and rows of a batch gathered from them."""
 
+import contextlib
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,10 @@ from jaxtyping import Array, Float
 
 from specialize.errors import Forgotten, SpecializeError
 from specialize.submodel import Kind
+
+
+class NoSlot(SpecializeError):
+    """There is no slot for another Submodel."""
 
 
 @dataclass(eq=False)
@@ -63,9 +68,9 @@ class Slots:
 
         Raises:
             Forgotten: the speaker of one was deleted.
-            SpecializeError: all slots are pinned.
+            NoSlot: all are pinned.
         """
-        with self._lock:
+        with self._writing():
             needed = set(residents)
             places = [self._place(resident, needed) for resident in residents]
             index = np.array(places + [places[0]] * (count - len(places)), np.int32)
@@ -77,8 +82,11 @@ class Slots:
             slot = self._held.pop(resident, None)
             if slot is None:
                 return False
-            self._bank = _write(self._allocated(), np.int32(slot), np.zeros(self.size, np.float32))
-            self._free.append(slot)
+            try:
+                self._bank = _write(self._allocated(), np.int32(slot), np.zeros(self.size, np.float32))
+                self._free.append(slot)
+            except Exception:  # without the bank it is gone too
+                self._clear()
             return True
 
     @property
@@ -95,14 +103,12 @@ class Slots:
         with self._lock:
             if self._bank is None or any(resident.pinned for resident in self._held):
                 return False
-            self._bank = None
-            self._held.clear()
-            self._free = list(range(self.slots))[::-1]
+            self._clear()
             return True
 
     def warm(self, counts: Sequence[int]) -> None:
         """Compiles what `rows` needs for so many rows."""
-        with self._lock:
+        with self._writing():
             self._bank = _write(self._allocated(), np.int32(self._free[-1]), np.zeros(self.size, np.float32))
             for count in counts:
                 _gather(self._bank, np.zeros(count, np.int32))
@@ -111,6 +117,23 @@ class Slots:
         """What is in the slots."""
         with self._lock:
             return list(self._held)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Holds the lock. Where the device fails, what is in which slot is not known any more: the bank is freed."""
+        with self._lock:
+            try:
+                yield
+            except SpecializeError:
+                raise
+            except BaseException:
+                self._clear()
+                raise
+
+    def _clear(self) -> None:
+        self._bank = None
+        self._held.clear()
+        self._free = list(range(self.slots))[::-1]
 
     def _allocated(self) -> Any:
         if self._bank is None:
@@ -126,7 +149,7 @@ class Slots:
         if not self._free:
             old = next((r for r in self._held if r not in needed and not r.pinned), None)
             if old is None:
-                raise SpecializeError(
+                raise NoSlot(
                     f"All {self.slots} slots are pinned or needed at once. Pin fewer speakers, or use more slots."
                 )
             self._free.append(self._held.pop(old))

@@ -1,9 +1,11 @@
 """What a server reads Submodels from: a folder or a bucket of them, or one compact file."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from specialize.errors import FingerprintMismatch, StoreError
+from specialize.errors import FingerprintMismatch, StoreError, StoreUnavailable
 from specialize.space.compact_submodels import CompactSubmodels
 from specialize.submodel import SubmodelStore
 from specialize.submodel.checkpoint import exists
@@ -32,6 +34,15 @@ def open_store(path: Path | str, base: str | None = None) -> SpeakerStore:
             f"The Submodels in '{path}' are of the base {store.base}, but this base is {base}. Serve them with theirs."
         )
     return store
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Around what asks a store who is there: what goes wrong is a StoreUnavailable, and no fault of a Submodel."""
+    try:
+        yield
+    except (StoreError, OSError) as error:
+        raise StoreUnavailable(str(error)) from error
 
 
 def check_there(store: SpeakerStore) -> None:

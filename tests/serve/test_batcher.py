@@ -1,7 +1,9 @@
 """Batches of requests: everybody is served as alone, trouble stays with its row, and what is too much is refused."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -146,6 +148,22 @@ def test_who_is_cancelled_costs_nothing_and_who_is_forgotten_gets_nothing(recogn
     first.result(10)
     batcher.close()
     assert slow.batches == [[5]]
+
+
+def test_who_waits_for_the_next_batch_holds_nothing_of_the_last():
+    """A deleted speaker's Submodel and recording would stay in memory until somebody else came."""
+    batcher = Batcher(Slow(0.0), [], linger=0.0)
+    resident, clip = Resident("ana", LoRA(("nowhere",), rank=1), np.zeros(5, np.float32)), np.zeros(5, np.float32)
+    seen = [weakref.ref(one) for one in (resident, clip)]
+    assert text_of(batcher.submit(resident, [clip])[0]) == "5"
+    del resident, clip
+    for _ in range(100):
+        gc.collect()
+        if not any(one() for one in seen):
+            break
+        time.sleep(0.01)
+    assert [one() for one in seen] == [None, None]
+    batcher.close()
 
 
 def test_a_recording_of_many_pieces_is_taken_as_a_whole_by_whoever_is_idle():

@@ -168,6 +168,21 @@ def test_published_again_and_again_a_pinned_speaker_takes_one_slot(base, store):
     assert {one.speaker for one in slots.held()} == {"s0", "s1"}
 
 
+def test_whoever_is_replaced_while_being_pinned_is_not_pinned(base, store, monkeypatch):
+    cache = SubmodelCache(store, base)
+    fetch, found = cache.fetch, []
+
+    def replaced(speaker):
+        found.append(fetch(speaker))
+        store.save(made(base, speaker, 99), overwrite=True)
+        found.append(fetch(speaker))
+        return found[0]
+
+    monkeypatch.setattr(cache, "fetch", replaced)
+    cache.pin("s0")
+    assert [one.pinned for one in found] == [False, True]
+
+
 def test_what_is_in_a_slot_is_not_read_again(base, store):
     watched = Watched(store)
     slots = Slots(4, SubmodelCache(store, base).layout(SPEC).size)
@@ -211,9 +226,11 @@ def test_a_store_that_cannot_be_asked_forgets_nobody(base, store, monkeypatch):
         raise PermissionError(13, "no", str(path))
 
     monkeypatch.setattr("specialize.submodel.checkpoint.os.stat", fails)
-    for ask in (cache.sweep, lambda: cache.fetch("s0")):
-        with pytest.raises(StoreError, match="cannot be looked at"):
-            ask()
+    with pytest.raises(StoreError, match="cannot be looked at"):
+        cache.fetch("s0")
+    dropped, (error,) = cache.sweep()
+    assert not dropped
+    assert "cannot be looked at" in str(error)
     assert not kept.forgotten
 
 
@@ -231,8 +248,26 @@ def test_who_is_deleted_from_the_store_is_swept(base, store):
     cache = SubmodelCache(store, base)
     kept = [cache.fetch(speaker) for speaker in ("s0", "s1")]
     store.remove("s0")
-    assert cache.sweep() == 1
+    assert cache.sweep() == (1, [])
     assert [one.forgotten for one in kept] == [True, False]
+
+
+@pytest.mark.parametrize("error", [StoreError("'s1' cannot be looked at"), RuntimeError("a client of a bucket")])
+def test_who_cannot_be_looked_for_keeps_nobody_else_from_being_swept(base, store, monkeypatch, error):
+    cache = SubmodelCache(store, base)
+    kept = {speaker: cache.fetch(speaker) for speaker in ("s0", "s1", "s2")}
+    for speaker in ("s0", "s2"):
+        store.remove(speaker)
+    look = store.version
+
+    def version(speaker):
+        if speaker == "s1":
+            raise error
+        return look(speaker)
+
+    monkeypatch.setattr(store, "version", version)
+    assert cache.sweep() == (2, [error])
+    assert {speaker for speaker, one in kept.items() if one.forgotten} == {"s0", "s2"}
 
 
 def test_trouble_is_the_trouble_of_one(base, store, tmp_path):
@@ -289,3 +324,39 @@ def test_a_slot_that_a_batch_needs_is_not_taken_for_another_of_it():
     c.pinned = a.pinned = True
     with pytest.raises(SpecializeError, match="pinned"):
         slots.rows([b], 1)
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_write_that_failed_takes_no_slot_and_leaves_nothing_behind(monkeypatch, written):
+    """The device had no room, with a bank or without one."""
+    slots = Slots(2, 5)
+    a, b, c = (resident(float(i)) for i in range(1, 4))
+    for one in (a, b)[:written]:
+        slots.rows([one], 1)
+
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specialize.serve.slots._write", full)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+                slots.rows([c], 1)
+    assert not slots.held()
+    assert not slots.on_device, "whoever made room would be in it still"
+    np.testing.assert_array_equal(np.asarray(slots.rows([a, b], 2))[:, 0], (1, 2))
+
+
+def test_who_cannot_be_written_over_is_gone_with_the_bank(monkeypatch):
+    slots = Slots(2, 5)
+    a, b = (resident(float(i)) for i in range(1, 3))
+    slots.rows([a, b], 2)
+
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specialize.serve.slots._write", full)
+        assert slots.drop(a)
+    assert not slots.on_device
+    np.testing.assert_array_equal(np.asarray(slots.rows([b, resident(3.0)], 2))[:, 0], (2, 3))

@@ -15,6 +15,8 @@ import pytest
 
 import specialize.cli as cli
 from specialize.base import save_base
+from specialize.errors import StoreError
+from specialize.serve.command import _sweep
 from specialize.serve.keys import KeyFile
 from specialize.submodel import SubmodelStore
 from tests.serve.services import wav
@@ -65,6 +67,38 @@ def test_a_speaker_is_forgotten_in_a_folder(place, capsys):
     assert "There was nothing of 'ana/1'" in refused(capsys, "forget", "ana/1", "--submodels", str(store.folder))
     assert "Say where" in refused(capsys, "forget", "ana/1")
     assert sorted(store.speakers()) == ["s0", "s1", "s2"]
+
+
+def test_a_server_that_cannot_start_ends_as_a_failure(place):
+    """0 would be an end that was asked for, after which nobody starts it again."""
+    python, *flags = command(place, "--port", "0")
+    code = """
+import sys
+import specialize.cli as cli
+from specialize.serve.service import Service
+
+def warm(*_):
+    raise MemoryError("no room to compile in")
+
+Service.warm = warm
+cli.main(sys.argv[1:])
+"""
+    words = flags[flags.index("specialize.cli") + 1 :]
+    ended = subprocess.run([python, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "it cannot start: no room to compile in" in ended.stderr
+    assert ended.returncode == 1
+
+
+def test_who_cannot_be_looked_for_is_named_only_where_speakers_are_logged(capsys):
+    class Cache:
+        def sweep(self):
+            return 0, [StoreError("'…/ana' cannot be looked at")]
+
+    for log_speakers in (False, True):
+        _sweep(Cache(), log_speakers)
+        said = capsys.readouterr().err
+        assert "1 speakers cannot be looked for" in said
+        assert ("ana" in said) is log_speakers
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")

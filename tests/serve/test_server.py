@@ -19,11 +19,14 @@ import openai
 import pytest
 from openai.types.audio import TranscriptionVerbose
 
+from specialize.errors import ConfigError, SpecError, StoreError
 from specialize.serve.app import Limits, Logging, _segment
 from specialize.serve.audio import AudioDecoder
+from specialize.serve.batcher import Closed
 from specialize.serve.keys import KeyFile, Keys
 from specialize.serve.recognizer import Hypothesis, Recognizer
-from specialize.serve.service import Segment, Service
+from specialize.serve.service import Preparing, Segment, Service
+from specialize.serve.slots import NoSlot, Resident
 from specialize.submodel import LoRA, SubmodelStore
 from tests.bases import talking_whisper, whisper_of
 from tests.serve.services import listening, wav
@@ -67,11 +70,17 @@ def client(server: str, key: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server}/v1", api_key=key, max_retries=0)
 
 
-def post(server: str, key: str | None, clip: np.ndarray, model: str = "s0", **fields: str) -> httpx.Response:
+def post(
+    server: str, key: str | None, clip: np.ndarray, model: str = "s0", *, timeout: float = 60, **fields: str
+) -> httpx.Response:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     files = {"file": ("a.wav", wav(clip))}
     return httpx.post(
-        f"{server}/v1/audio/transcriptions", headers=headers, files=files, data={"model": model} | fields, timeout=60
+        f"{server}/v1/audio/transcriptions",
+        headers=headers,
+        files=files,
+        data={"model": model} | fields,
+        timeout=timeout,
     )
 
 
@@ -369,6 +378,12 @@ def test_a_submodel_that_does_not_fit_is_the_trouble_of_whoever_asks_for_it(serv
     fresh.warm([elsewhere.spec, SPEC], told.append)
     assert any("left out" in line for line in told)
     fresh.check_warm(fresh.recognizer.fetch("s0"))
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(SpecError) as refused:
+            fresh.check_warm(Resident("new", elsewhere.spec, np.zeros(1, np.float32)))
+        refusals.append(refused.value)
+    assert refusals[0] is not refusals[1], "its traceback would have grown with every request"
     fresh.close()
     service.store.remove("new")
 
@@ -393,6 +408,97 @@ def test_who_would_wait_too_long_is_told_when_to_come_again(service, clip):
     hasty.close()
 
 
+def test_who_waits_for_a_cold_submodel_keeps_nobody_from_theirs(service, clip, monkeypatch):
+    service.recognizer.forget("s1")
+    service.recognizer.fetch("s0")
+    load, go = service.store.load, threading.Event()
+
+    def slow(*args, **how):
+        go.wait(30)
+        return load(*args, **how)
+
+    monkeypatch.setattr(service.store, "load", slow)
+    with listening(service) as address, ThreadPoolExecutor(20) as threads:
+        cold = [threads.submit(post, address, None, clip, "s1") for _ in range(20)]  # more than there are readers
+        while not service.recognizer.cache._reading:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        try:
+            assert httpx.get(f"{address}/v1/models", timeout=5).status_code == 200
+            warm = post(address, None, clip, "s0", timeout=5)
+        finally:
+            go.set()
+        assert warm.status_code == 200
+        assert {one.result().status_code for one in cold} == {200}
+
+
+def test_who_waits_too_long_for_a_submodel_is_told_and_is_one_of_few(service, clip, monkeypatch):
+    slow = Service(service.recognizer, service.store, AudioDecoder(), lengths=(1.0,), budget=0.5, waiting=12)
+    slow._warm = service._warm
+    go, asked = threading.Event(), []
+
+    def fetch(speaker):
+        asked.append(speaker)
+        go.wait(30)
+
+    monkeypatch.setattr(service.recognizer, "fetch", fetch)
+    try:
+        with listening(slow) as address, ThreadPoolExecutor(30) as threads:
+            waiting = [threads.submit(post, address, None, clip, f"p{i}", timeout=20) for i in range(30)]
+            while len(asked) < 8:
+                time.sleep(0.01)
+            assert httpx.get(f"{address}/v1/models", timeout=5).status_code == 200
+            assert httpx.delete(f"{address}/v1/models/nobody", timeout=5).status_code == 404
+            answers = [one.result() for one in waiting]
+            assert {(one.status_code, one.headers["retry-after"]) for one in answers} == {(429, "1")}
+            assert len(asked) == 8
+            again = [post(address, None, clip, asked[0], timeout=20) for _ in range(2)]
+            assert {one.status_code for one in again} == {429}
+            assert len(asked) == 8, "who gave up has a thread at work still, and nobody needs another for the same"
+            go.set()
+            assert post(address, None, clip, asked[0], timeout=20).status_code == 200
+    finally:
+        go.set()
+        slow.close()
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_whoever_hangs_up_is_computed_no_further(service, monkeypatch, caplog, stream):
+    long = np.concatenate([np.pad(clip, (0, 8_000)) for clip in clips(9, seed=3)])[: 8 * 16_000]
+    decode, began, go, rows = service.recognizer.decode, threading.Event(), threading.Event(), []
+    slow_one = Service(service.recognizer, service.store, AudioDecoder(), lengths=(1.0,), budget=600.0)
+    slow_one._warm = service._warm
+
+    def slow(residents, clips, padded):
+        rows.append(len(clips))
+        began.set()
+        go.wait(30)
+        return decode(residents, clips, padded)
+
+    monkeypatch.setattr(service.recognizer, "decode", slow)
+    asked = slow_one.batcher.submit(None, [long[:8_000]])  # the batch that is computed meanwhile
+    began.wait(10)
+    try:
+        with caplog.at_level(logging.INFO, "specialize.requests"), listening(slow_one) as address:
+            with pytest.raises(httpx.ReadTimeout):
+                post(address, None, long, timeout=2, stream=stream)
+            lines: list[dict] = []
+            for _ in range(3000):
+                lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "specialize.requests"]
+                if lines:
+                    break
+                time.sleep(0.01)
+            assert slow_one.batcher.waiting > 1, "it had come so far"
+            assert [line["status"] for line in lines] == [499]
+            go.set()
+            asked[0].result(30)
+            assert post(address, None, long[:8_000]).status_code == 200
+    finally:
+        go.set()
+        slow_one.close()
+    assert rows == [1, 1]
+
+
 def test_a_failure_of_ours_is_told_without_its_details(service, clip, monkeypatch, caplog):
     broken = copy.copy(service)
     monkeypatch.setattr(broken.recognizer, "fetch", lambda speaker: 1 / 0)
@@ -406,6 +512,63 @@ def test_a_failure_of_ours_is_told_without_its_details(service, clip, monkeypatc
     assert "ZeroDivisionError" in caplog.text
 
 
+def raising(error: Exception):
+    def fails(*_, **__):
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "status", "code", "logged"),
+    [
+        (
+            "audio.AudioDecoder.decode",
+            ConfigError("A process does not start."),
+            503,
+            "no_decoder",
+            "A process does not start.",
+        ),
+        ("recognizer.Recognizer.decode", NoSlot("All 4 slots are pinned."), 503, "no_slot", "All 4 slots are pinned."),
+        (
+            "stores.SubmodelStore.version",
+            StoreError("'s3://b/s0' cannot be read"),
+            503,
+            "store_unavailable",
+            "--log-speakers",
+        ),
+        ("stores.SubmodelStore.load", StoreError("'s3://b/s0' is damaged"), 500, "model_damaged", "--log-speakers"),
+    ],
+)
+def test_what_is_no_fault_of_a_model_is_not_told_as_one(
+    service, clip, monkeypatch, caplog, place, error, status, code, logged
+):
+    service.recognizer.forget("s0")
+    with listening(service) as address:
+        monkeypatch.setattr(f"specialize.serve.{place}", raising(error))
+        answer = post(address, None, clip)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert ("retry-after" in answer.headers) is (status == 503)
+    assert ("model" in answer.json()["error"]["message"]) is (status == 500)
+    assert str(error) not in answer.text
+    assert logged in caplog.text
+    assert "s3://b" not in caplog.text
+
+
+def test_a_store_that_cannot_be_asked_is_told_by_every_route(service, monkeypatch, caplog):
+    outage = StoreError("'s3://b/s0' cannot be read")
+    for name in ("version", "listed", "remove"):
+        monkeypatch.setattr(service.store, name, raising(outage))
+    with listening(service) as address:
+        answers = [httpx.get(f"{address}/v1/models{path}") for path in ("", "/s0")]
+        deleted = httpx.delete(f"{address}/v1/models/s0")
+    assert {(one.status_code, one.json()["error"]["code"]) for one in answers} == {(503, "store_unavailable")}
+    assert (deleted.status_code, deleted.json()["error"]["code"]) == (500, "not_deleted")
+    assert "deleted" in deleted.json()["error"]["message"]
+    assert "Traceback" not in caplog.text
+    assert "s3://b" not in caplog.text
+
+
 def test_nothing_is_served_before_all_is_compiled(service, clip):
     cold = Service(Recognizer(service.base, service.store), service.store, AudioDecoder())
     with listening(cold, ready=lambda: False) as address:
@@ -413,6 +576,30 @@ def test_nothing_is_served_before_all_is_compiled(service, clip):
         answer = post(address, None, clip, "base")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     cold.close()
+
+
+def test_the_end_does_not_wait_for_programs_that_nobody_will_run(service, monkeypatch):
+    fresh = Service(Recognizer(service.base, service.store), service.store, AudioDecoder(), lengths=(1.0,))
+    began, go, compiled = threading.Event(), threading.Event(), []
+
+    def warm(*_, **__):
+        for at in range(3):
+            yield str(at)
+            began.set()
+            go.wait(10)
+            compiled.append(at)
+
+    monkeypatch.setattr(fresh.recognizer, "warm", warm)
+    with ThreadPoolExecutor(1) as threads:
+        warming = threads.submit(fresh.warm, [])
+        began.wait(10)
+        fresh.close()
+        go.set()
+        with pytest.raises(Closed):
+            warming.result()
+    assert compiled == [0]
+    with pytest.raises(Preparing):
+        fresh.check_warm(None)
 
 
 def test_nothing_compiles_in_traffic(server, service, tokens):
