@@ -34,7 +34,7 @@ class NoSubmodel(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """A store that cannot be asked now, which says nothing about what is in it."""
+    """A store that cannot be asked now: it is not known whether something is whole, nor whose, nor if it is there."""
 
 
 class Forgotten(SpecializeError):

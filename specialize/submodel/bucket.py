@@ -11,11 +11,7 @@ from typing import Any
 
 import fsspec
 
-from specialize.errors import StoreError
-
-
-class Unreadable(StoreError):
-    """What is in a store cannot be read now, so it is not known whether it is whole, nor whose, nor if it is there."""
+from specialize.errors import StoreUnavailable
 
 
 def is_far(path: Any) -> bool:
@@ -28,7 +24,7 @@ def read_far(file: Any) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        Unreadable: the bucket cannot be read.
+        StoreUnavailable: the bucket cannot be read.
         ImportError: what reads such a bucket is not installed (extra `bucket`).
     """
     with _asking(file) as (files, key):
@@ -76,11 +72,11 @@ def remove_far(folder: Any) -> None:
 
 @contextlib.contextmanager
 def _asking(path: Any) -> Iterator[tuple[Any, str]]:
-    """The file system of a bucket, and what it calls a path. What goes wrong meanwhile is `Unreadable`."""
+    """The file system of a bucket, and what it calls a path. What goes wrong meanwhile is `StoreUnavailable`."""
     try:
         files, key = fsspec.core.url_to_fs(str(path), use_listings_cache=False)
         yield files, key
     except (FileNotFoundError, ImportError):
         raise
     except Exception as error:  # clients of buckets raise many types
-        raise Unreadable(f"'{path}' cannot be read: {error}") from error
+        raise StoreUnavailable(f"'{path}' cannot be read: {error}") from error

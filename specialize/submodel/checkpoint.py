@@ -11,9 +11,8 @@ from typing import Any
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from specialize.errors import FingerprintMismatch, StoreError
+from specialize.errors import FingerprintMismatch, StoreError, StoreUnavailable
 from specialize.submodel.bucket import (
-    Unreadable,
     copy_here,
     is_far,
     is_there,
@@ -126,7 +125,7 @@ def checkpoint_version(path: epath.Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Unreadable(f"'{file}' cannot be looked at: {error}") from error
+        raise StoreUnavailable(f"'{file}' cannot be looked at: {error}") from error
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
@@ -194,12 +193,12 @@ def read_metadata(path: epath.Path, what: str, mark: str, version: int, types: M
         types: of the entries that it must have, beside `format`.
 
     Raises:
-        Unreadable: it cannot be read.
+        StoreUnavailable: it cannot be read.
         StoreError: nothing is there, or it is something else, or it is of a later version.
     """
     try:
         data = _custom_metadata(path)
-    except Unreadable:
+    except StoreUnavailable:
         raise
     except Exception as error:  # Orbax raises many types for a damaged or foreign folder.
         if not exists(path):
@@ -226,7 +225,7 @@ def _custom_metadata(path: epath.Path) -> Any:
             raise
         data = None
     except OSError as error:
-        raise Unreadable(f"'{path}' cannot be read: {error}") from error
+        raise StoreUnavailable(f"'{path}' cannot be read: {error}") from error
     if isinstance(data, dict) and isinstance(data.get("custom_metadata"), dict) and "item_handlers" in data:
         return data["custom_metadata"]
     return ocp.metadata(path).custom_metadata

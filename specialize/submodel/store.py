@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from etils import epath
 
-from specialize.errors import SpecError, StoreError
-from specialize.submodel.bucket import Unreadable, is_far
+from specialize.errors import SpecError, StoreError, StoreUnavailable
+from specialize.submodel.bucket import is_far
 from specialize.submodel.checkpoint import (
     NEW,
     OLD,
@@ -293,18 +293,18 @@ class SubmodelStore:
         """Whose Submodel is at `path`, as far as it can be read."""
         try:
             return self._surely_owner(path)
-        except Unreadable:
+        except StoreUnavailable:
             return None
 
     def _surely_owner(self, path: epath.Path) -> str | None:
         """Whose Submodel is at `path`; None for nothing, an unfinished save, or something that is no Submodel.
 
         Raises:
-            Unreadable: it cannot be told.
+            StoreUnavailable: it cannot be told.
         """
         try:
             return submodel_metadata(path)["speaker"]
-        except Unreadable as error:
-            raise Unreadable(f"It cannot be told whose Submodel is at '{path}': {error}") from error
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"It cannot be told whose Submodel is at '{path}': {error}") from error
         except StoreError:
             return None
