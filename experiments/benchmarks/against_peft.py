@@ -95,11 +95,12 @@ def main(options: Benchmark) -> None:
         print(
             f"{'':<14}{'process':>10}{'CPU':>10}{'others':>8}{'an hour':>9}{'/ PEFT':>8}{'training':>11}{'/ PEFT':>8}"
         )
+        timed = (needed, full) if options.full else (needed,)
         runs: dict[str, dict[str, Any]] = {}
         for number in range(options.repeats):
             took = {"peft": _with_peft(folder)}
             _print_run("peft", took, about["speakers"])
-            for experiment in (needed, full) if options.full else (needed,):
+            for experiment in timed:
                 for name in (experiment.name, f"{experiment.name}_again"):
                     took[name] = _with_specialize(replace(experiment, name=name, runs=folder / f"runs_{number}"))
                     _print_run(name, took, about["speakers"])
@@ -111,7 +112,7 @@ def main(options: Benchmark) -> None:
         figures: dict[str, Any] = {"about": about} | _ratios(runs, about["speakers"]) | _compare(curves, folder)
         figures |= {"mean_dev_loss_of_needed_at_30_s": _dev_loss_in_window(needed), "runs": runs}
     print("process: start to end. training: without the start. others: share of the CPUs that other processes took.")
-    for name in ("peft", *(("full",) if options.full else ()), "needed"):
+    for name in ("peft", *(experiment.name for experiment in reversed(timed))):
         before, after = runs[name]["mean_dev_loss"]
         print(f"{name:<16}mean dev loss {before:.4f} -> {after:.4f}")
     print(f"{'needed, at 30 s':<16}mean dev loss {'':6} -> {figures['mean_dev_loss_of_needed_at_30_s']:.4f}")

@@ -46,9 +46,7 @@ _Found = TypeVar("_Found")
 _GONE = 499
 """The status that logs know, after nginx, for who hung up."""
 _OUTAGE_SECONDS = 5
-"""What a client is told to wait where the server lacks something for now."""
-_DAMAGED = Refused(500, "That model cannot be used; the server's log says why.", code="model_damaged")
-_NOT_DELETED = Refused(500, "That model could not be deleted; the server's log says why.", code="not_deleted")
+"""Seconds after which a client is told to try again where the server lacks something."""
 _EVERYTHING = Grant(name="loopback", speakers=("*",), manages=True)
 
 
@@ -185,7 +183,7 @@ class _Http:
         speaker = self._speaker(grant, name)
         if not grant.manages or speaker is None:
             raise Refused(403, "This key may not delete that model.", code="not_allowed")
-        with self._as_answers(request, _NOT_DELETED):
+        with self._as_answers(request, _not_deleted):
             dropped = await self._service.forget(speaker)
         if dropped is None:
             raise _not_there()
@@ -254,7 +252,7 @@ class _Http:
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
     @contextlib.contextmanager
-    def _as_answers(self, request: Request, broken: Refused = _DAMAGED) -> Iterator[None]:
+    def _as_answers(self, request: Request, broken: Callable[[], Refused] | None = None) -> Iterator[None]:
         """What goes wrong with a request, as an answer that says nothing of the server's files; else it is `broken`."""
         try:
             yield
@@ -282,7 +280,7 @@ class _Http:
             raise _lacking("The server has no slot free at the moment.", "no_slot") from error
         except SpecializeError as error:
             self._tell(request, error)
-            raise Refused(broken.status, broken.message, code=broken.code) from error
+            raise (broken or _damaged)() from error
 
     def _tell(self, request: Request, error: Exception, *, named: bool = True) -> None:
         """Why a request fails that is not at fault; `named` says that the message may name the speaker."""
@@ -346,6 +344,14 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
 
 def _lacking(message: str, code: str) -> Refused:
     return Refused(503, f"{message} Try again.", code=code, retry=_OUTAGE_SECONDS)
+
+
+def _damaged() -> Refused:
+    return Refused(500, "That model cannot be used; the server's log says why.", code="model_damaged")
+
+
+def _not_deleted() -> Refused:
+    return Refused(500, "That model could not be deleted; the server's log says why.", code="not_deleted")
 
 
 def _not_there() -> Refused:

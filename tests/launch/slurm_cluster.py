@@ -108,9 +108,7 @@ class Cluster:
     def hurry(self, job: str) -> None:
         """Spares a requeued job most of the two minutes for which SLURM lets it wait."""
         # What a node says late of the sitting before would be taken for the next one's, which then has a node too few.
-        until = time.monotonic() + PATIENCE
-        while self._steps(job) and time.monotonic() < until:
-            time.sleep(0.1)
+        assert _comes(lambda: not self._steps(job)), f"job {job} does not end:\n{self.logs()}"
         # A slurmd refuses a start that may be older than the end it has seen, and compares whole seconds.
         time.sleep(2.0)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -119,10 +117,8 @@ class Cluster:
         """Ends the jobs that share n1 and n2, and waits until nothing is left of them."""
         for partition in ("low", "hasty", "high"):
             self.run("scancel", f"--partition={partition}")
-        until = time.monotonic() + PATIENCE
-        while self.run("squeue", "--noheader", "--partition=low,hasty,high"):
-            assert time.monotonic() < until, f"jobs do not end:\n{self.logs()}"
-            time.sleep(0.1)
+        gone = _comes(lambda: not self.run("squeue", "--noheader", "--partition=low,hasty,high"))
+        assert gone, f"jobs do not end:\n{self.logs()}"
 
     def _steps(self, job: str) -> list[Path]:
         """Sockets of what looks after the steps of a job, on all nodes; gone when it is."""
@@ -239,19 +235,22 @@ def _idle(of: Cluster) -> int:
 
 
 def _until(happened: Callable[[], bool], of: Cluster, otherwise: str) -> None:
+    if not _comes(happened):
+        raise CannotStart(f"{otherwise} in {PATIENCE:.0f} s:\n{of.logs()}")
+
+
+def _comes(happened: Callable[[], bool]) -> bool:
+    """Waits for something; whether it has happened in time."""
     until = time.monotonic() + PATIENCE
-    while not happened():
-        if time.monotonic() > until:
-            raise CannotStart(f"{otherwise} in {PATIENCE:.0f} s:\n{of.logs()}")
+    while not (done := happened()) and time.monotonic() < until:
         time.sleep(0.1)
+    return done
 
 
 def _end_jobs(of: Cluster) -> None:
     """Kills what is left, so that no step outlives its daemons."""
     subprocess.run(["scancel", "--user", _user()], env=of.environment, capture_output=True, timeout=30)
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until and _idle(of) < NODES:
-        time.sleep(0.1)
+    _comes(lambda: _idle(of) == NODES)
 
 
 def main() -> None:

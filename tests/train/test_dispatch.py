@@ -267,9 +267,8 @@ class Saving(Results):
 @pytest.mark.parametrize(("resident", "kills"), [(True, range(1, 9)), (False, range(9, 16, 3))])
 def test_a_run_killed_between_dispatches_goes_on_to_the_same_bits(resident, kills):
     """Killed at saves in turn: at the start of jobs, after full dispatches, single steps and looks."""
-    name = "whisper"
-    trained = cohort(4, devices=2, base=name)
-    how: Any = {"stop": STOP, "cut": CUT, "resident": resident, "base": name}
+    trained = cohort(4, devices=2)
+    how: Any = {"stop": STOP, "cut": CUT, "resident": resident}
     whole = Saving()
     trainer(trained, range(6), **how).run(whole)
     steps = [json.loads(progress)["schedule"]["slots"][0] for _, progress in whole.saved]

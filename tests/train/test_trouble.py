@@ -39,9 +39,9 @@ STOP = Stopping(max_steps=8, every=2, patience=1)
 HYPER = HyperParameters(learning_rate=0.3, warmup=0)
 
 
-def of_several_sizes(name: str, slots: int, speakers: range) -> Any:
+def of_several_sizes(slots: int, speakers: range) -> Any:
     """A trainer whose dev batches have other sizes when a job has ended and none has taken its slot."""
-    made = trainer(cohort(slots, random=False, base=name), speakers, stop=STOP, hyper=HYPER, base=name)
+    made = trainer(cohort(slots, random=False), speakers, stop=STOP, hyper=HYPER)
     (largest,) = one_shape(made.corpus).sizes
     sizes = [largest._replace(samples=largest.samples * n // 16) for n in range(4, 17)]
     made.dev_shapes = Shapes(tuple(sizes))
@@ -50,7 +50,6 @@ def of_several_sizes(name: str, slots: int, speakers: range) -> Any:
 
 def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(monkeypatch):
     """Killed at a few saves."""
-    name = "whisper"
     seen = set()
 
     def watched(*arguments: Any) -> Any:
@@ -60,15 +59,15 @@ def test_a_run_goes_on_to_the_same_bits_where_dev_batches_have_several_sizes(mon
 
     monkeypatch.setattr(loop, "eval_batches", watched)
     whole = Saving()
-    of_several_sizes(name, 4, range(6)).run(whole)
+    of_several_sizes(4, range(6)).run(whole)
     assert len(seen) > 1
     assert len({finished.steps for finished in whole.jobs}) > 1
     for kill in range(1, len(whole.saved), len(whole.saved) // 4):
         killed, later = Saving(kill), Saving()
         with pytest.raises(KeyboardInterrupt):
-            of_several_sizes(name, 4, range(6)).run(killed)
+            of_several_sizes(4, range(6)).run(killed)
         state, progress = killed.saved[-1]
-        going_on = of_several_sizes(name, 4, range(6))
+        going_on = of_several_sizes(4, range(6))
         going_on.run(later, (going_on.cohort.place(state), json.loads(progress)))
         for finished in killed.jobs + later.jobs:
             assert_same_bits(finished, whole.by_speaker()[finished.job.speaker.id])
