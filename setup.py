@@ -27,9 +27,11 @@ test = [
     "tensorboard>=2.18",
     "espeakng-loader==0.2.4",  # speaks the synthetic corpus, which another version says a little differently
     "flask-cors>=5",  # of moto's server
+    "gcp-storage-emulator>=2024.8",  # a Google Cloud Storage on loopback, for a store in a bucket
+    "gcsfs>=2024.10",
     "httpx>=0.27",
     "jsonschema>=4.20",  # the schema that job files are to satisfy
-    "moto[s3]>=5",  # an S3 on loopback, for a store in a bucket
+    "moto[s3]>=5",  # an S3 on loopback, likewise
     "openai>=1.60",  # the client that the server is to satisfy
     "ruff>=0.14",
     "s3fs>=2024.10",

@@ -21,7 +21,7 @@ def launch(words: list[str]) -> None:
 
     Args:
         words: its name, then its own words. Flags of a launcher come before the experiment file; what comes after the
-            file is for `specialize train`.
+            file is for `specialize train`, or --command.
 
     Raises:
         ConfigError: there is no such launcher.
@@ -44,8 +44,8 @@ def local(words: list[str]) -> None:
     """
     from launch.local import Local, run_local
 
-    job = parse(Local, words, "specialize launch local")
-    sys.exit(run_local(job.options, [job.experiment, *job.rest]))
+    job = parse(Local, words, "specialize launch local", again=False)
+    sys.exit(run_local(job.options, job.words()))
 
 
 def overview() -> str:

@@ -75,7 +75,7 @@ def xpk_of(job: Launch[Gke]) -> str:
         name=dns_label(options.name or job.run_name, 40),
         cluster=options.cluster,
         image=options.image,
-        command=job.train(options.runs),
+        command=["specialize", *job.words(options.runs)],
         env=environment_of(job, accelerator),
         restarts=options.restarts,
         grace=options.grace,

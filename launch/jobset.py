@@ -12,7 +12,7 @@ from typing import Any
 from launch.accelerators import Accelerator, find
 from launch.mounts import Mount, mounts_of
 from launch.names import dns_label, environment, object_name, port_of, quantity
-from launch.words import Launch
+from launch.words import Launch, Launcher
 from specialize.errors import EXIT_PREEMPTED, ConfigError
 from specialize.processes.identity import COORDINATOR, PROCESS, PROCESSES
 
@@ -26,7 +26,7 @@ exec "$@"
 
 
 @dataclass(frozen=True)
-class Gke:
+class Gke(Launcher):
     """Write a JobSet for GKE that trains an experiment on TPU slices or GPU machines, or give it to the cluster."""
 
     accelerator: str
@@ -49,7 +49,7 @@ class Gke:
     service_account: str | None = None
     """Kubernetes service account, of which buckets are asked."""
     runs: str | None = None
-    """Folder of runs for `specialize train`, a path under a --mount. It has to outlive the
+    """Folder of runs for --command, a path under a --mount. It has to outlive the
     pods."""
     mount: tuple[str, ...] = ()
     """gs://BUCKET[/FOLDER]=/PATH or pvc:CLAIM=/PATH; may be given several times."""
@@ -189,7 +189,7 @@ def _pod(job: Launch[Gke], accelerator: Accelerator, name: str) -> dict[str, Any
     options = job.options
     mounts = mounts_of(options.mount)
     command, env = (
-        job.train(options.runs),
+        ["specialize", *job.words(options.runs)],
         [_set(name=key, value=_literal(v)) for key, v in environment_of(job, accelerator).items()],
     )
     pods = accelerator.hosts * options.slices

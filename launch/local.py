@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Literal
 
+from launch.words import Launcher
 from specialize.errors import EXIT_PEER, ConfigError
 from specialize.printable import printable
 from specialize.processes.identity import COORDINATOR, PROCESS, PROCESSES, TOKEN
@@ -22,7 +22,7 @@ GRACE = 10.0
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(Launcher):
     """Run an experiment in several processes on this machine.
 
     What follows the experiment's file is for `specialize train`, or --command. Ctrl-C and SIGTERM reach every process:
@@ -32,8 +32,6 @@ class Local:
 
     processes: int = 2
     """How many."""
-    command: Literal["train", "pretrain"] = "train"
-    """Of specialize, which the experiment is for."""
     devices: int | None = None
     """Devices of each. Of GPUs, process i takes the i-th so many, of CUDA_VISIBLE_DEVICES where that is set; None
     shares those out, and needs it. On a CPU as many are made; None makes one."""
@@ -52,12 +50,12 @@ def run_local(options: Local, words: list[str]) -> int:
 
     Args:
         options: of the launcher.
-        words: of that command, from the experiment's file on.
+        words: what each runs, after the word `specialize`.
 
     Returns:
         The exit code.
     """
-    command = [sys.executable, "-m", "specialize.cli", options.command, *words]
+    command = [sys.executable, "-m", "specialize.cli", *words]
     port, token = _free_ports(), secrets.token_hex(16)
     added = [environment_of(options, index, port) for index in range(options.processes)]
     if options.dry_run:

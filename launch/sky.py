@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.accelerators import Accelerator, find
 from launch.names import dns_label, environment, port_of
-from launch.words import Launch, parse
+from launch.words import Launch, Launcher, parse
 from launch.yaml_text import yaml_text
 from specialize.errors import EXIT_PREEMPTED, ConfigError
 from specialize.printable import printable
@@ -25,7 +25,7 @@ _PYTHON = "$HOME/.specialize"
 
 
 @dataclass(frozen=True)
-class Sky:
+class Sky(Launcher):
     """Write a SkyPilot task file that trains an experiment on GPUs or a TPU slice of any cloud."""
 
     accelerator: str
@@ -37,7 +37,7 @@ class Sky:
     spot: bool = False
     """Use spot machines."""
     runs: str | None = None
-    """Folder of runs for `specialize train`, a path under a --mount. It has to outlive the
+    """Folder of runs for --command, a path under a --mount. It has to outlive the
     machines."""
     mount: tuple[str, ...] = ()
     """gs://BUCKET=/PATH or s3://BUCKET=/PATH; may be given several times."""
@@ -134,7 +134,7 @@ python3 -m uv pip install --quiet --python "{_PYTHON}/bin/python" --editable '.[
 
 def _run(job: Launch[Sky], accelerator: Accelerator) -> str:
     """What every machine runs."""
-    program, *words = job.train(job.options.runs)
+    words = job.words(job.options.runs)
     lines = []
     if accelerator.hosts > 1 and accelerator.kind == "tpu":
         lines = [f"export {PROCESSES}=auto"]
@@ -144,4 +144,4 @@ def _run(job: Launch[Sky], accelerator: Accelerator) -> str:
             f'export {PROCESSES}="$SKYPILOT_NUM_NODES"',
             f'export {PROCESS}="$SKYPILOT_NODE_RANK"',
         ]
-    return "\n".join([*lines, f'exec "{_PYTHON}/bin/{program}" {shlex.join(words)}', ""])
+    return "\n".join([*lines, f'exec "{_PYTHON}/bin/specialize" {shlex.join(words)}', ""])

@@ -18,7 +18,7 @@ def slurm(words: list[str]) -> None:
     """Submit an experiment to a SLURM cluster: `specialize launch slurm [flags] EXPERIMENT.py [flags of train]`.
 
     Args:
-        words: flags of `Slurm`, then the experiment's file, then flags that `specialize train` gets unchanged.
+        words: flags of `Slurm`, then the experiment's file, then flags that --command gets unchanged.
 
     Raises:
         ConfigError: a value that SLURM would not take, no experiment, no SLURM, or a job that SLURM refuses.
@@ -33,7 +33,7 @@ def slurm(words: list[str]) -> None:
     if options.name is None:
         options = dataclasses.replace(options, name=re.sub(r"[^\w.+-]", "-", file.stem, flags=re.ASCII))
     python = options.python or ("python" if options.setup else sys.executable)
-    text = script([python, "-m", "specialize.cli", "train", job.experiment, *job.rest], options)
+    text = script([python, "-m", "specialize.cli", *job.words()], options)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)

@@ -23,6 +23,7 @@ from typing import Annotated
 
 import tyro
 
+from launch.words import Launcher
 from specialize.errors import EXIT_PREEMPTED, ConfigError
 
 SLURM_IS_EARLY = 60
@@ -38,10 +39,10 @@ _WORD = re.compile(r"[^\s'\"\\\x00-\x1f]+")
 
 
 @dataclass(frozen=True)
-class Slurm:
+class Slurm(Launcher):
     """Submit an experiment to a SLURM cluster: `specialize launch slurm [these flags] EXPERIMENT.py [flags of train]`.
 
-    What comes after the experiment's file is for `specialize train`, on every process of the job.
+    What comes after the experiment's file is for `specialize train`, or --command, on every process of the job.
     """
 
     nodes: int = 1

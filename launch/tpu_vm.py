@@ -96,7 +96,7 @@ def run(words: list[str]) -> None:
     env = {"PYTHONUNBUFFERED": "1", PROCESSES: "auto"} | environment(options.env)
     if Path(job.experiment).is_absolute() or ".." in Path(job.experiment).parts:
         raise ConfigError(f"'{job.experiment}': name the experiment file relative to the checkout that was installed.")
-    script = run_script(job.train(options.runs), env)
+    script = run_script(job.words(options.runs), env)
     if options.copy and not Path(job.experiment).is_file():
         raise ConfigError(
             f"There is no experiment file '{job.experiment}' here. Go to the checkout, or use that of the workers: "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from launch.gcloud import Gcloud
 from launch.names import dns_label
+from launch.words import Launcher
 from specialize.errors import ConfigError
 
 
@@ -89,12 +90,12 @@ class Create(Installation):
 
 
 @dataclass(frozen=True)
-class Run(WithLog):
+class Run(WithLog, Launcher):
     """Train an experiment on all workers. A run goes on when the connection ends: the same command shows it again, and
     resumes one that has ended."""
 
     runs: str | None = None
-    """Folder of runs for `specialize train`, which all workers reach: their disks are not shared, and end with them."""
+    """Folder of runs for --command, which all workers reach: their disks are not shared, and end with them."""
     env: tuple[str, ...] = ()
     """NAME=VALUE for every process; may be given several times."""
     copy: bool = True

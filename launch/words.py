@@ -1,15 +1,25 @@
-"""Words of `specialize launch`: flags of the launcher, then the experiment file, then what `specialize train` gets."""
+"""Words of `specialize launch`: flags of the launcher, then the experiment file, then what the command in it gets."""
 
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Generic, TypeVar, get_type_hints
+from typing import Generic, Literal, TypeVar, get_type_hints
 
 import tyro
 
 from specialize.errors import ConfigError
 
-Options = TypeVar("Options")
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Flags of every launcher of runs."""
+
+    command: Literal["train", "pretrain"] = "train"
+    """Of specialize, which the experiment is for."""
+
+
+Flags = TypeVar("Flags")
+Options = TypeVar("Options", bound=Launcher)
 
 
 @dataclass(frozen=True)
@@ -21,16 +31,16 @@ class Launch(Generic[Options]):
     experiment: str
     """The experiment file, as it was typed: it may be a path of another machine."""
     rest: tuple[str, ...]
-    """Words for `specialize train` after the file, unchanged."""
+    """Words for the command after the file, unchanged."""
 
-    def train(self, runs: str | None = None) -> list[str]:
-        """The command that every process runs.
+    def words(self, runs: str | None = None) -> list[str]:
+        """What every process runs, after the word `specialize`.
 
         Args:
             runs: folder of runs that the launcher was given, if it was.
 
         Raises:
-            ConfigError: `specialize train` is given another, or it is no path.
+            ConfigError: the command is given another, or it is no path.
         """
         if runs is not None and "://" in runs:
             raise ConfigError(
@@ -38,41 +48,47 @@ class Launch(Generic[Options]):
                 "(--mount, where the launcher has it), and give the path of a folder under it."
             )
         if runs is None:
-            return ["specialize", "train", self.experiment, *self.rest]
+            return [self.options.command, self.experiment, *self.rest]
         if value_of(self.rest, "--runs") is not None:
             raise ConfigError("--runs is given before and after the experiment file. Keep one.")
-        return ["specialize", "train", self.experiment, "--runs", runs, *self.rest]
+        return [self.options.command, self.experiment, "--runs", runs, *self.rest]
 
     @property
     def run_name(self) -> str:
-        """What the run is called, as far as words tell: `--name` of `specialize train`, or else the file."""
+        """What the run is called, as far as words tell: `--name` after the file, or else the file."""
         return value_of(self.rest, "--name") or self.experiment.rpartition("/")[2].removesuffix(".py")
 
 
-def parse(kind: type[Options], words: list[str], prog: str) -> Launch[Options]:
+def parse(kind: type[Options], words: list[str], prog: str, *, again: bool = True) -> Launch[Options]:
     """Reads the words of a launcher.
 
     Args:
         kind: dataclass of the launcher's flags.
         words: of the command line, after the launcher's name.
         prog: how the launcher is called, for usage and messages.
+        again: whether the same words go on with a run that was interrupted, without anybody typing them.
 
     Raises:
-        ConfigError: no experiment file follows the flags.
+        ConfigError: no experiment file follows the flags, or the run would begin anew each time.
     """
     flags, after = split(kind, words)
-    options = parse_flags(kind, flags, prog, "EXPERIMENT.py and flags of `specialize train` come after these flags.")
+    options = parse_flags(kind, flags, prog, "EXPERIMENT.py and flags of --command come after these flags.")
     if not after:
         raise ConfigError(f"Name the experiment file after the flags: {prog} … experiments/FILE.py [--field value …].")
     if not after[0].endswith(".py"):
         raise ConfigError(
             f"'{after[0]}' stands where the experiment file is expected, a FILE.py: {prog} [flags] FILE.py [flags of "
-            "`specialize train`]."
+            "--command]."
+        )
+    if again and value_of(tuple(after), "--overwrite", alone=True) is not None:
+        raise ConfigError(
+            "--overwrite would delete what the run has done each time that it is started again. Delete the folder of "
+            "the run that is there yourself, or give this one another --name."
         )
     return Launch(options, after[0], tuple(after[1:]))
 
 
-def parse_flags(kind: type[Options], words: list[str], prog: str, more: str = "") -> Options:
+def parse_flags(kind: type[Flags], words: list[str], prog: str, more: str = "") -> Flags:
     """Reads flags alone; wrong ones end the process with code 2, as everywhere.
 
     Args:
@@ -102,13 +118,13 @@ def split(kind: type, words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at:]
 
 
-def value_of(words: tuple[str, ...], flag: str) -> str | None:
-    """The last value of a flag among words of `specialize train`, None where it is not."""
+def value_of(words: tuple[str, ...], flag: str, *, alone: bool = False) -> str | None:
+    """The last value of a flag among words of the command, None where it is not; "" of a flag that stands alone."""
     found = None
     for at, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name == flag:
-            found = value if equals else next(iter(words[at + 1 : at + 2]), None)
+            found = value if equals else "" if alone else next(iter(words[at + 1 : at + 2]), None)
     return found
 
 

@@ -56,11 +56,10 @@ def run_script(command: Sequence[str], env: Mapping[str, str]) -> str:
     """Starts the command, or finds it running, and shows its output until it ends.
 
     Args:
-        command: `specialize train …`.
+        command: of `specialize`: train, the file, flags.
         env: variables for it.
     """
-    program, *rest = command
-    words = ["env", *(f"{name}={value}" for name, value in env.items()), f"../.specialize/bin/{program}", *rest]
+    words = ["env", *(f"{name}={value}" for name, value in env.items()), "../.specialize/bin/specialize", *command]
     # `wait` gives the code of the command itself, to which a stop sends its signal.
     inner = f'{shlex.join(words)} & echo $! > "$0/train"; wait $!; echo $? > "$0/code"'
     return f"""{_HEAD}cd "$HOME/specialize" || {{ echo "[$worker] nothing is installed"; finish 1; }}

@@ -48,17 +48,17 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
     `standing` finds it; never a part.
 
     Args:
-        path: the folder to make; from `absolute`.
+        path: the folder to make, of a file system; from `absolute`.
         arrays: nested dicts of arrays.
         metadata: JSON data.
         whose: for messages: "Submodel of 'ana'".
 
     Raises:
-        StoreError: the metadata is no JSON data, or the file system refused.
+        StoreError: the path is of a bucket, the metadata is no JSON data, or the file system refused.
     """
-    if str(path).startswith("s3://"):
+    if is_far(path):
         raise StoreError(
-            f"'{path}' is in a bucket that Orbax does not write to. Save to a folder, and copy that, "
+            f"'{path}' is in a bucket, where nothing can be replaced at once. Save to a folder, and copy that, "
             f"'{_MANIFEST}' and '{_METADATA}' last, so that it is not read before it is whole."
         )
     try:
@@ -84,10 +84,7 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
 
 
 def _discard(old: epath.Path, aside: epath.Path) -> None:
-    """Removes what is replaced. On a disk whoever reads it finds all of it gone at once, not one file after another."""
-    if is_far(old):
-        remove_far(old)
-        return
+    """Removes what is replaced. Whoever reads it finds all of it gone at once, not one file after another."""
     if aside.exists():
         aside.rmtree()
     old.rename(aside).rmtree()

@@ -91,13 +91,13 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
     """Writes one Submodel as one Orbax checkpoint with its metadata, whole or not at all (see `write_checkpoint`).
 
     Args:
-        path: the folder to make; any path that Orbax can write.
+        path: the folder to make; not in a bucket, which is filled by copying.
         stored: what to write.
         overwrite: replace what is there, if it is the same speaker's.
 
     Raises:
-        StoreError: something is there already, or another speaker's Submodel is, or `training` is no JSON data, or the
-            file system refused.
+        StoreError: the path is of a bucket, something is there already, or another speaker's Submodel is, or `training`
+            is no JSON data, or the file system refused.
     """
     path = absolute(path)
     if exists(path):

@@ -1,4 +1,4 @@
-"""A store in a bucket, against moto's S3 on loopback: it is read, listed, followed and deleted from as a folder is."""
+"""A store in a bucket, S3's or Google's, on loopback: read, listed, followed and deleted from as a folder is."""
 
 import contextlib
 import importlib.util
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import httpx
@@ -22,25 +23,86 @@ from specialize.submodel import SubmodelStore
 from tests.serve.stores import SPEC, made, store_of, talking
 from tests.submodel.submodels import assert_same
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("moto", "flask_cors", "s3fs")),
-    reason="moto's server or s3fs is not installed",
-)
+
+class S3:
+    """An S3 on loopback, by moto."""
+
+    scheme, needs = "s3", ("moto", "flask_cors", "s3fs")
+    environment: ClassVar = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:{port}",
+        "AWS_CONFIG_FILE": "/nowhere",
+    }
+
+    @staticmethod
+    def command(port: int) -> list[str]:
+        return ["moto.server", "-H", "127.0.0.1", "-p", str(port)]
+
+    def __init__(self, address: str):
+        import boto3
+
+        self._client = boto3.client("s3", endpoint_url=address)
+
+    def make(self, bucket: str) -> None:
+        self._client.create_bucket(Bucket=bucket)
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        self._client.put_object(Bucket=bucket, Key=key, Body=content)
+
+    def keys(self, bucket: str) -> list[str]:
+        return [found["Key"] for found in self._client.list_objects_v2(Bucket=bucket).get("Contents", ())]
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """The address of an S3, to which this process's clients go."""
+class GoogleStorage:
+    """Google's, on loopback."""
+
+    scheme, needs = "gs", ("gcp_storage_emulator", "gcsfs", "google.cloud.storage")
+    environment: ClassVar = {
+        "STORAGE_EMULATOR_HOST": "http://127.0.0.1:{port}",
+        "FSSPEC_GS_TOKEN": "anon",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google what kind of bucket it is
+    }
+
+    @staticmethod
+    def command(port: int) -> list[str]:
+        return ["gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
+
+    def __init__(self, address: str):
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud import storage
+
+        options = {"api_endpoint": address}
+        self._client = storage.Client("project", AnonymousCredentials(), client_options=options)
+
+    def make(self, bucket: str) -> None:
+        self._client.create_bucket(bucket)
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        self._client.bucket(bucket).blob(key).upload_from_string(content)
+
+    def keys(self, bucket: str) -> list[str]:
+        return [found.name for found in self._client.list_blobs(bucket)]
+
+
+@pytest.fixture(scope="module", params=[S3, GoogleStorage], ids=lambda kind: kind.scheme)
+def server(request):
+    """A client of a storage on loopback, to which this process goes."""
+    kind = request.param
+    missing = [name for name in kind.needs if not there(name)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-W", "ignore", "-m", *kind.command(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
         while True:
-            assert server.poll() is None
+            assert process.poll() is None
             try:
                 httpx.get(address)
                 break
@@ -48,49 +110,50 @@ def s3(tmp_path_factory):
                 assert time.monotonic() < until
                 time.sleep(0.1)
         with pytest.MonkeyPatch.context() as environment:
-            for name, value in {
-                "AWS_ACCESS_KEY_ID": "key",
-                "AWS_SECRET_ACCESS_KEY": "secret",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_ENDPOINT_URL": address,
-                "AWS_CONFIG_FILE": str(tmp_path_factory.mktemp("aws") / "none"),
-            }.items():
-                environment.setenv(name, value)
-            yield address
+            for name, value in kind.environment.items():
+                environment.setenv(name, value.format(port=port))
+            yield kind(address)
     finally:
-        server.terminate()
-        server.wait(10)
+        process.terminate()
+        process.wait(10)
+
+
+def there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor what it is in
+        return False
 
 
 class Bucket:
-    """A bucket of its own for each test, filled from a folder as `aws s3 sync` does."""
+    """A bucket of its own for each test, filled from a folder as `aws s3 sync` and `gcloud storage rsync` do."""
 
-    def __init__(self, address: str, name: str, folder: Path):
-        import boto3
-
-        self.client, self.name, self.folder = boto3.client("s3", endpoint_url=address), name, folder
-        self.client.create_bucket(Bucket=name)
-        self.path = f"s3://{name}/run/submodels"
+    def __init__(self, server: S3 | GoogleStorage, name: str, folder: Path):
+        self.server, self.name, self.folder = server, name, folder
+        server.make(name)
+        self.path = f"{server.scheme}://{name}/run/submodels"
 
     def sync(self) -> None:
         for file in self.files():
             self.put(file)
 
     def put(self, file: Path) -> None:
-        key = f"run/submodels/{file.relative_to(self.folder)}"
-        self.client.put_object(Bucket=self.name, Key=key, Body=file.read_bytes())
+        self.write(f"run/submodels/{file.relative_to(self.folder)}", file.read_bytes())
+
+    def write(self, key: str, content: bytes) -> None:
+        self.server.put(self.name, key, content)
 
     def files(self) -> list[Path]:
         return [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
 
     def listed(self) -> list[str]:
-        return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())]
+        return self.server.keys(self.name)
 
 
 @pytest.fixture
-def bucket(s3, tmp_path, request) -> Bucket:
+def bucket(server, tmp_path, request) -> Bucket:
     store_of(tmp_path, talking(), 3)
-    made_ = Bucket(s3, f"people-{abs(hash(request.node.name)) % 10**9}", tmp_path)
+    made_ = Bucket(server, f"people-{abs(hash(request.node.name)) % 10**9}", tmp_path)
     made_.sync()
     return made_
 
@@ -152,7 +215,7 @@ def test_whoever_asks_while_files_are_copied_has_the_new_ones_in_the_end(bucket,
 
 def test_who_is_forgotten_in_a_bucket_is_gone(bucket, capsys):
     for name, content in (("config.json", b"{}"), ("jobs.jsonl", b'{"speaker": "s1"}'), ("space/x", b"")):
-        bucket.client.put_object(Bucket=bucket.name, Key=f"run/{name}", Body=content)
+        bucket.write(f"run/{name}", content)
     cli.main(["forget", "s1", "--submodels", bucket.path])
     said = capsys.readouterr().out
     assert "deleted; 0 files or folders left" in said
@@ -171,7 +234,7 @@ def test_a_speaker_may_be_called_as_the_folder_is(bucket):
     far = SubmodelStore(bucket.path)
     SubmodelStore(bucket.folder).save(made(talking(), "submodels", 7))
     bucket.sync()
-    bucket.client.put_object(Bucket=bucket.name, Key="run/submodels/", Body=b"")  # as consoles mark a folder
+    bucket.write("run/submodels/", b"")  # as consoles mark a folder
     assert "submodels" in list(far.listed())
     assert [path.name for path in far.remnants("submodels")] == ["submodels"]
     assert far.remove("submodels")
@@ -206,11 +269,12 @@ def test_what_is_wrong_with_a_bucket_is_a_sentence(bucket, tmp_path):
     far = SubmodelStore(bucket.path)
     with pytest.raises(StoreError, match="Save to a folder, and copy that"):
         far.save(made(talking(), "s7", 7))
-    with pytest.raises(StoreError, match="There is no folder 's3://nowhere-at-all/x'"):
-        check_there(open_store("s3://nowhere-at-all/x"))
+    nowhere = f"{bucket.server.scheme}://nowhere-at-all/x"
+    with pytest.raises(StoreError, match=f"There is no folder '{nowhere}'"):
+        check_there(open_store(nowhere))
     for key in bucket.listed():
         if "/s2/state/" in key:
-            bucket.client.put_object(Bucket=bucket.name, Key=key, Body=b"damaged")
+            bucket.write(key, b"damaged")
     with pytest.raises(StoreError, match="is damaged"):
         far.load("s2")
     assert far.load("s0").speaker == "s0"
