@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import tyro
 
 from specialize.commands.experiments import KindName, experiment_of
-from specialize.errors import ConfigError
 from specialize.words import budgeted, choose_kind, spelt_out
 
 
@@ -61,9 +60,7 @@ def train(words: list[str]) -> None:
         _describe(command.experiment)
         return
     with joined(command.processes) as peers:
-        if isinstance(experiment, SpaceTraining) and peers.count > 1:
-            raise ConfigError("A space is trained by one process, on all devices of its machine. Start one.")
-        run = _train_space(command) if isinstance(experiment, SpaceTraining) else _train_cohort(command, peers)
+        run = (_train_space if isinstance(experiment, SpaceTraining) else _train_cohort)(command, peers)
     if not peers.first:
         return
     if not command.evaluate:
@@ -110,11 +107,13 @@ def _train_cohort(command: Any, peers: Any) -> Any:
     return run
 
 
-def _train_space(command: Any) -> Any:
+def _train_space(command: Any, peers: Any) -> Any:
     """Trains a space; returns the run."""
     from specialize.train import train_space
 
-    run = train_space(command.experiment, overwrite=command.overwrite)
+    run = train_space(command.experiment, overwrite=command.overwrite, peers=peers)
+    if not peers.first:
+        return run
     summary = run.read("summary.json")
     print(
         f"a {summary['generator']} space of {summary['submodels']} speakers in {summary['seconds']:.0f} s: mean dev "

@@ -11,7 +11,7 @@ import grain
 import jax
 
 from specialize.base import Batch
-from specialize.corpus.collate import Faults, Positions, collate, need
+from specialize.corpus.collate import Faults, Positions, Recordings, collate, need
 from specialize.corpus.order import CYCLE, Assignment, Cut
 from specialize.corpus.shapes import Shapes, Size
 from specialize.corpus.speakers import Corpus, Utterance
@@ -60,22 +60,36 @@ class _Dispatches:
         # The steps of a slot follow one another, as if each were a slot of its own.
         rows = [self._rows(slot, step) for slot in range(len(self._orders)) for step in range(first, first + steps)]
         own = range(self._own.start * steps, self._own.stop * steps)
-        parts, sizes, real, computed = [], [], 0, 0
-        for part in self._cut.parts(rows):
-            made = collate(self._corpus, part, self._cut.rows, self._shapes, self._faults, self._positions, own)
-            if self._cut.together > 1:
-                made = jax.tree.map(lambda leaf: leaf.reshape(-1, steps, *leaf.shape[1:]), made)
-            parts.append(made)
-            sizes.append(self._shapes.fit(need(u for of_slot in part for u in of_slot)))
-            real += sum(u.samples for of_slot in part for u in of_slot)
-            computed += sizes[-1].samples * self._cut.rows * len(part)
-        return Dispatch(steps, tuple(parts), tuple(sizes), real, computed)
+        made = dispatch_of(self._corpus, rows, self._cut, self._shapes, self._faults, own, self._positions)
+        if self._cut.together > 1:
+            by_slot = jax.tree.map(lambda leaf: leaf.reshape(-1, steps, *leaf.shape[1:]), made.parts)
+            made = made._replace(steps=steps, parts=by_slot)
+        return made
 
     def _rows(self, slot: int, step: int) -> list[Utterance]:
         assignment, order = self._assignments[slot], self._orders[slot]
         if assignment is None or order is None:
             return []
         return [assignment.train[i] for i in order.rows(assignment.step + step)]
+
+
+def dispatch_of(
+    corpus: Recordings,
+    rows: Sequence[Sequence[Utterance]],
+    cut: Cut,
+    shapes: Shapes,
+    faults: Faults | None,
+    own: range | None,
+    positions: Positions | None = None,
+) -> Dispatch:
+    """One step of slots that train on `rows`, the utterances of each. Its settings are those of `cohort_batches`."""
+    parts, sizes, real, computed = [], [], 0, 0
+    for part in cut.parts(rows):
+        parts.append(collate(corpus, part, cut.rows, shapes, faults, positions, own))
+        sizes.append(shapes.fit(need(u for of_slot in part for u in of_slot)))
+        real += sum(u.samples for of_slot in part for u in of_slot)
+        computed += sizes[-1].samples * cut.rows * len(part)
+    return Dispatch(1, tuple(parts), tuple(sizes), real, computed)
 
 
 def cohort_batches(

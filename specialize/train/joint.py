@@ -10,6 +10,7 @@ import tyro
 
 from specialize.corpus import CorpusConfig
 from specialize.errors import ConfigError
+from specialize.processes import ALONE, Peers
 from specialize.space import AnyGenerator, Linear, OneHot, Space, load_space
 from specialize.submodel import Kind, StoredSubmodel, Submodel, find_sites, init_submodel
 from specialize.submodel.kinds import AnyKind, ResidualAdapter
@@ -20,6 +21,7 @@ from specialize.train.joint_step import JointStep
 from specialize.train.planning import Plan, Program, plan
 from specialize.train.run import SpeakersRun
 from specialize.train.schedule import Stopping
+from specialize.train.together import Collective
 from specialize.train.turns import Turns
 from specialize.train.values import check_finite
 
@@ -187,13 +189,18 @@ class SpacePlan:
             embedding_rate=of.rate_of_embeddings,
             embedding_decay=of.embedding_decay,
             steps=of.stop.max_steps,
+            call=Collective(self.plan.peers),
         )
 
 
-def plan_space(experiment: SpaceTraining) -> SpacePlan:
+def plan_space(experiment: SpaceTraining, peers: Peers = ALONE) -> SpacePlan:
     """Checks a space against its base and its corpus.
+
+    Args:
+        experiment: what to train.
+        peers: the processes that will train it.
 
     Raises:
         SpecializeError: the base, the corpus, the spec or the settings cannot be used.
     """
-    return SpacePlan(experiment, plan(experiment.as_experiment()))
+    return SpacePlan(experiment, plan(experiment.as_experiment(), peers))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from specialize.submodel import Submodel
 from specialize.train.joint import SpacePlan
 from specialize.train.loop import mean_per_token
 from specialize.train.step import Cohort, Frozen
+from specialize.train.together import fetch_together
 
 
 class DevSets:
@@ -44,11 +46,15 @@ class DevSets:
         found = []
         for wave, batches in enumerate(self._batches()):
             if bank is None:
-                found.append(mean_per_token(self._cohort.evaluate_alone(self._frozen, batch) for batch in batches))
+                parts = [self._cohort.evaluate_alone(self._frozen, batch) for batch in batches]
             else:
                 made = bank(wave)
-                found.append(mean_per_token(self._cohort.evaluate(self._frozen, made, batch) for batch in batches))
+                parts = [self._cohort.evaluate(self._frozen, made, batch) for batch in batches]
+            found.append(mean_per_token(parts, self._fetch))
         return np.concatenate(found)[: len(self._jobs)]
+
+    def _fetch(self, tree: Any) -> Any:
+        return fetch_together(tree, self._cohort, self._plan.peers)
 
     def close(self) -> None:
         """Waits for what is being made."""
@@ -65,5 +71,6 @@ class DevSets:
         slots = self._cohort.slots
         dev = [job.speaker.dev for job in self._jobs[wave * slots : (wave + 1) * slots]]
         dev += [()] * (slots - len(dev))
-        batches = eval_batches(self._plan.corpus, dev, self._plan.cut.batch, self._shapes, self._faults)
-        return [self._cohort.place(batch) for batch in batches]
+        own = self._cohort.own
+        batches = eval_batches(self._plan.corpus, dev, self._plan.cut.batch, self._shapes, self._faults, own)
+        return [self._cohort.place_own(batch) for batch in batches]

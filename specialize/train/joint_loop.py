@@ -1,5 +1,6 @@
 """The loop of a space: rounds of steps between looks at everybody's dev set, then the space and its Submodels."""
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -11,9 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from specialize.corpus import Assignment, Faults, drawn_batches
+from specialize.corpus import Assignment, Dispatch, Faults, drawn_batches
 from specialize.errors import ConfigError
-from specialize.processes import ALONE
+from specialize.processes import ALONE, Peers
 from specialize.train.estimate import Layout, told_of_memory
 from specialize.train.jobs import stack_hyper
 from specialize.train.joint import SpacePlan, SpaceRun, SpaceTraining, plan_space
@@ -22,18 +23,30 @@ from specialize.train.joint_standing import Standing
 from specialize.train.joint_step import SpaceState
 from specialize.train.joint_store import store_space
 from specialize.train.loop import IN_FLIGHT
-from specialize.train.metrics import MetricsLog, TensorBoardLog
+from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
 from specialize.train.progress import Progress
 from specialize.train.run import STATE, stop_signal, write_json
 from specialize.train.state import Saved, StateFolder, save_or_tell
-from specialize.train.together import has_ended
+from specialize.train.together import (
+    SaveClock,
+    check_alike,
+    check_count,
+    facts_of,
+    faults_of_all,
+    fetch_together,
+    has_ended,
+    progress_of,
+    told_by_first,
+)
 from specialize.train.totals import Totals
 
 _SHOWN = 10
 """Steps between two losses that are shown."""
 
 
-def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress: Progress | None = None) -> SpaceRun:
+def train_space(
+    experiment: SpaceTraining, *, overwrite: bool = False, progress: Progress | None = None, peers: Peers = ALONE
+) -> SpaceRun:
     """Trains a space over the speakers of a corpus, and stores it and the Submodel of each speaker.
 
     A run of this name that has not ended goes on from its last saved state, to the same bits as if it had not stopped.
@@ -43,6 +56,9 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
         experiment: what to train.
         overwrite: replace a run of the same name.
         progress: where to show how it goes; None shows it on stderr.
+        peers: the processes that train it together, from `specialize.processes.joined`. The run folder is one that all
+            of them reach. The space is that of one process with as many devices, to float tolerance: its gradient is
+            summed over the devices in another order.
 
     Returns:
         The finished run.
@@ -53,19 +69,30 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
         ConfigError: the losses of all speakers have ceased to be finite.
         StoreError: the space or Submodels could not be written; the same command tries again.
     """
-    planned = plan_space(experiment)
+    check_count(peers)
+    planned = plan_space(experiment, peers)
     base, corpus = planned.plan.base, planned.plan.corpus
-    run = SpaceRun.begin(experiment, base=base.fingerprint, corpus=corpus.built.folder.name, overwrite=overwrite)
-    shown = progress or Progress()
-    if has_ended(run, shown, ALONE):
+    name = corpus.built.folder.name
+
+    def begin() -> SpaceRun:
+        if not peers.first:
+            return SpaceRun(experiment.folder)
+        return SpaceRun.begin(experiment, base=base.fingerprint, corpus=name, overwrite=overwrite)
+
+    run = peers.in_turn(begin)
+    check_alike(peers, facts_of(run, experiment, base=base.fingerprint, corpus=[name, len(corpus.speakers)]))
+    shown = progress or progress_of(peers)
+    if has_ended(run, shown, peers):
         return run
-    with run.held(), shown, stop_signal() as stopped:
-        write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
+    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
+        if peers.first:
+            write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
         for problem in corpus.problems:
             shown.note(f"left out: {problem}")
-        states = StateFolder(run.folder / STATE)
+        states = StateFolder(run.folder / STATE, peers)
         try:
             saved = states.latest()
+            check_alike(peers, {"last state": saved and saved.number})
             if saved is not None:
                 shown.note(f"goes on with '{run.folder}' from step {saved.progress['standing']['step']}")
             sitting = _Sitting(run, planned, states, saved, shown, stopped)
@@ -73,7 +100,8 @@ def train_space(experiment: SpaceTraining, *, overwrite: bool = False, progress:
                 sitting.train()
         finally:
             states.close()
-        run.clear()
+        if peers.first:
+            run.clear()
     return run
 
 
@@ -90,7 +118,8 @@ class _Sitting:
         stopped: Callable[[], bool],
     ):
         self.run, self.planned, self.states, self.saved = run, planned, states, saved
-        self.shown, self.stopped, self.jobs = shown, stopped, planned.jobs
+        self.shown, self.jobs, self.peers = shown, planned.jobs, planned.plan.peers
+        self.clock = SaveClock(self.peers, stopped, run.experiment.save_seconds)
         if saved is None:
             self.layout, self.at = planned.plan.layout(planned.program), Standing()
         else:
@@ -104,9 +133,10 @@ class _Sitting:
         self.shapes, dev_shapes = planned.plan.shapes(planned.program, self.slots)
         self.dev = DevSets(planned, self.cohort, self.frozen, dev_shapes, self.faults)
         before = saved.progress if saved is not None else {"metrics": 0, "seconds": 0.0}
-        self.metrics = MetricsLog(run.folder / "metrics.jsonl", before["metrics"])
-        self.curves = TensorBoardLog(run.folder / "tensorboard") if run.experiment.tensorboard else None
-        self.began, self.last_save = time.monotonic() - before["seconds"], time.monotonic()
+        first = self.peers.first
+        self.metrics = MetricsLog(run.folder / "metrics.jsonl", before["metrics"]) if first else Unwritten()
+        self.curves = TensorBoardLog(run.folder / "tensorboard") if run.experiment.tensorboard and first else None
+        self.began = time.monotonic() - before["seconds"]
 
     def train(self) -> None:
         of, at = self.run.experiment, self.at
@@ -115,10 +145,10 @@ class _Sitting:
             state = self._begin()
             while at.looked < of.stop.max_steps and not self._enough():
                 state = self._look(self._round(state))
-                if self._saves():
+                if self.clock.saves():
                     self._save(state)
             self._save(state)  # a sitting that is killed while it stores goes on from here
-            best, skipped = jax.device_get((state.best, state.skipped))
+            best, skipped = self._fetch((state.best, state.skipped))
             seconds = time.monotonic() - self.began
             store_space(self.run, self.planned, at, best, self._by_place(skipped), self.layout, seconds, self.shown)
         finally:
@@ -162,8 +192,8 @@ class _Sitting:
         metrics: deque[Any] = deque(maxlen=IN_FLIGHT + 1)
         first, steps = at.step, look - at.step  # no steps, where a run goes on just before a look
         corpus = self.planned.plan.corpus
-        batches = drawn_batches(corpus, self._assigned, first, steps, cut, self.shapes, self.faults) if steps else ()
-        for parts in batches:
+        settings = (first, steps, cut, self.shapes, self.faults, cohort.own)
+        for batch in drawn_batches(corpus, self._assigned, *settings) if steps else ():
             rows = self.turns.at(at.step)
             if cohort.random:
                 hyper = hyper._replace(seed=cohort.place(self._seeds(rows)))
@@ -178,17 +208,20 @@ class _Sitting:
                 hyper,
                 place(np.full(self.slots, at.step, np.int32)),
                 self.anchor,
-                place(parts),
+                cohort.place_own(batch.parts),
             )
             metrics.append(measured)
-            self._count(rows, parts)
+            self._count(rows, batch)
             at.step += 1
             if at.step % _SHOWN == 0:
-                losses = np.asarray(metrics[0].loss)
+                losses = self._fetch(metrics[0].loss)
                 self._show(float(losses[np.isfinite(losses)].mean()) if np.isfinite(losses).any() else None, None)
-            if self._saves():
+            if self.clock.saves():
                 self._save(state)
         return state
+
+    def _fetch(self, tree: Any) -> Any:
+        return fetch_together(tree, self.cohort, self.peers)
 
     def _assigned(self, step: int) -> list[Assignment | None]:
         rows = self.turns.at(step).tolist()
@@ -205,8 +238,8 @@ class _Sitting:
     def _look(self, state: SpaceState) -> SpaceState:
         at = self.at
         dev = self.dev.losses(partial(self._bank, state))
-        skipped, sums = jax.device_get((state.skipped, state.sums))
-        for reason in self.faults.news():
+        skipped, sums = self._fetch((state.skipped, state.sums))
+        for reason in faults_of_all(self.faults, self.peers):
             self.shown.note(f"cannot be read: {reason}")
         for place, count in enumerate(self._by_place(skipped)):
             if count >= self.run.experiment.stop.max_skipped:
@@ -265,23 +298,22 @@ class _Sitting:
         at, most = self.at, self.run.experiment.stop.max_steps
         self.shown.slot(0, "space", at.step, most, train, dev, at.mean(at.best))
 
-    def _count(self, rows: Int[np.ndarray, "S"], parts: Any) -> None:
+    def _count(self, rows: Int[np.ndarray, "S"], batch: Dispatch) -> None:
         self.at.totals += Totals(
-            real_samples=sum(int(np.sum(part.samples)) for part in parts),
-            computed_samples=sum(int(np.prod(part.audio.shape)) for part in parts),
+            real_samples=batch.real_samples,
+            computed_samples=batch.computed_samples,
             busy_slot_steps=int((rows >= 0).sum()),
             slot_steps=self.slots,
         )
 
-    def _saves(self) -> bool:
-        return self.stopped() or time.monotonic() - self.last_save >= self.run.experiment.save_seconds
-
     def _save(self, state: SpaceState) -> None:
-        self.last_save = time.monotonic()
+        self.clock.saved()
 
         def begin() -> None:
-            beside = {"slots": self.slots, "chunk": self.layout.chunk, "metrics": self.metrics.size()}
-            beside |= {"seconds": time.monotonic() - self.began, "standing": self.at.to_json()}
+            beside = told_by_first(
+                self.peers, lambda: {"metrics": self.metrics.size(), "seconds": time.monotonic() - self.began}
+            )
+            beside |= {"slots": self.slots, "chunk": self.layout.chunk, "standing": self.at.to_json()}
             self.states.save(state, beside)
 
-        save_or_tell(self.states, begin, stopped=self.stopped, tell=self.shown.note, run=self.run.folder)
+        save_or_tell(self.states, begin, stopped=self.clock.stops, tell=self.shown.note, run=self.run.folder)

@@ -5,7 +5,7 @@ gradients of the Submodels back to the generator and to the embeddings. Everythi
 the generator is replicated, and the sum of its gradient over the mesh is the only thing that crosses devices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from specialize.base import Batch
 from specialize.space import Generator, Shared
 from specialize.submodel import Submodel
-from specialize.submodel.bank import SPEAKER
+from specialize.submodel.bank import SPEAKER, lay_out
 from specialize.train.jobs import Hyper, HyperParameters
 from specialize.train.step import ADAM, Cohort, Frozen, Metrics, Partial, adam_init
 from specialize.train.trainee import learning_rate
@@ -85,6 +85,7 @@ class JointStep:
         embedding_rate: peak learning rate of embeddings.
         embedding_decay: decoupled decay of embeddings towards zero.
         steps: over which the learning rates fall.
+        call: calls a compiled function in which the processes of a run wait for each other; None is for one process.
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class JointStep:
         embedding_rate: float,
         embedding_decay: float,
         steps: int,
+        call: Callable[..., Any] | None = None,
     ):
+        self._call = (lambda function, *arguments: function(*arguments)) if call is None else call
         self.cohort, self.generator, self.rows = cohort, generator, rows
         self._hyper, self._steps = hyper, steps
         self._embedding_rate, self._embedding_decay = embedding_rate, embedding_decay
@@ -107,8 +110,10 @@ class JointStep:
             self._sharded(self._apply, (_LAYOUT, _SLOT, _SLOT, _WHOLE, _SLOT), (_LAYOUT, _SLOT)), donate_argnums=0
         )
         """(state, rows [S], active [S], anchor, partials) → (state, Metrics). The state is donated."""
-        self.keep_best = jax.jit(lambda state: state._replace(best=_copy(Best(state.shared, state.embeddings))))
-        self.forget_sums = jax.jit(lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)))
+        self._shardings = jax.tree.map(lambda spec: jax.NamedSharding(cohort.mesh, spec), _LAYOUT)
+        changed = partial(jax.jit, out_shardings=self._shardings)
+        self.keep_best = changed(lambda state: state._replace(best=_copy(Best(state.shared, state.embeddings))))
+        self.forget_sums = changed(lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)))
 
     def begin(self, template: Submodel, seeds: Any, key: Any) -> SpaceState:
         """The state before the first step, at which every Submodel is the template.
@@ -118,15 +123,14 @@ class JointStep:
             seeds: uint32 [S, Q], of each speaker's embedding.
             key: a JAX key, of what is shared.
         """
-        cohort, generator = self.cohort, self.generator
-        shared = cohort.place_replicated(generator.init(key, jax.tree.map(jnp.asarray, template)))
+        shared = self.generator.init(key, jax.tree.map(jnp.asarray, template))
 
         def embedding(shared, seed):
-            return generator.init_embedding(jax.random.key(seed), shared)
+            return self.generator.init_embedding(jax.random.key(seed), shared)
 
         of_slot = jax.vmap(jax.vmap(embedding, in_axes=(None, 0)), in_axes=(None, 0))
-        embeddings = jax.jit(of_slot, out_shardings=cohort.sharding)(shared, seeds)
-        shape = (cohort.slots, self.rows)
+        embeddings = jax.jit(of_slot)(shared, seeds)
+        shape = (self.cohort.slots, self.rows)
         counts = partial(jnp.zeros, shape, jnp.int32)
         sums = Sums(*(jnp.zeros(shape) for _ in Sums._fields))
         of_rows = optax.ScaleByAdamState(counts(), jnp.zeros_like(embeddings), jnp.zeros_like(embeddings))  # pyright: ignore[reportArgumentType]
@@ -137,8 +141,7 @@ class JointStep:
 
     def place(self, state: SpaceState) -> SpaceState:
         """Lays a state out on the mesh."""
-        mesh = self.cohort.mesh
-        return jax.device_put(state, jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), _LAYOUT))
+        return jax.tree.map(lambda sharding, part: lay_out(part, sharding), self._shardings, state)
 
     def step(
         self,
@@ -167,7 +170,7 @@ class JointStep:
         partials = tuple(
             self.cohort.gradient(frozen, bank, hyper, steps, np.uint32(index), part) for index, part in enumerate(parts)
         )
-        return self.apply(state, rows, active, anchor, partials)
+        return self._call(self.apply, state, rows, active, anchor, partials)
 
     def _sharded(self, local: Any, inputs: Any, outputs: Any) -> Any:
         return jax.shard_map(local, mesh=self.cohort.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)

@@ -1,11 +1,14 @@
 """What a run leaves of a space: the space, a plain Submodel of each speaker, and what came of it."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
 from specialize.errors import StoreError
+from specialize.processes import Peers
 from specialize.space import Space, save_space
 from specialize.space.generators import generator_name
 from specialize.submodel import size
@@ -20,6 +23,7 @@ from specialize.train.metrics import JsonLines
 from specialize.train.progress import Progress
 from specialize.train.recorder import JOBS
 from specialize.train.run import write_json
+from specialize.train.writer import store_writer, write_submodel
 
 
 def store_space(
@@ -34,6 +38,8 @@ def store_space(
 ) -> None:
     """Writes `space/`, `submodels/`, `jobs.jsonl` and, when all of it is there, `summary.json`.
 
+    Of several processes, each stores the Submodels of its share of speakers; process 0 writes everything else.
+
     Args:
         run: that has ended.
         planned: what was trained.
@@ -47,15 +53,19 @@ def store_space(
     Raises:
         StoreError: the space or some Submodels could not be written; all others are.
     """
-    facts = _facts(run, planned, at, skipped)
+    facts, peers = _facts(run, planned, at, skipped), planned.plan.peers
     space = _space(planned, at, best, facts, layout.slots)
-    clear_unfinished(absolute(run.folder))
-    save_space(run.space_folder, space, overwrite=run.space_folder.exists())
-    jobs = JsonLines(run.folder / JOBS, 0)
-    for speaker, of in facts.items():
-        jobs.write({"speaker": speaker, "point": 0, "quarantined": of["ended"], "spec": str(planned.spec)} | of)
-    jobs.close()
-    failures = _store(run, space, shown) if run.experiment.store else {}
+    with store_writer(peers) as pool:
+        if peers.first:
+            clear_unfinished(absolute(run.folder))
+            run.store.clear_unfinished()
+            pool.submit(save_space, run.space_folder, space, overwrite=run.space_folder.exists()).result()
+            jobs = JsonLines(run.folder / JOBS, 0)
+            for speaker, of in facts.items():
+                jobs.write({"speaker": speaker, "point": 0, "quarantined": of["ended"], "spec": str(planned.spec)} | of)
+            jobs.close()
+        peers.exchange(None, patient=True)  # what killed writes left is gone
+        failures = _store(run, space, pool, peers, shown) if run.experiment.store else {}
     if failures:
         speaker, reason = next(iter(failures.items()))
         raise StoreError(
@@ -63,6 +73,8 @@ def store_space(
             f"'{run.folder}'. The first is that of '{speaker}': {reason}. When that is mended, the same command makes "
             "what is missing."
         )
+    if not peers.first:
+        return
     summary = {
         "submodels": len(space.embeddings),
         "jobs": len(planned.jobs),
@@ -124,15 +136,22 @@ def _space(planned: SpacePlan, at: Standing, best: Best, facts: dict[str, dict[s
     return Space(of.space, of.submodel, base, best.shared, embeddings, training, kept)
 
 
-def _store(run: SpaceRun, space: Space, shown: Progress) -> dict[str, str]:
-    """Stores everybody's Submodel; returns {speaker: why it could not be}."""
+def _store(run: SpaceRun, space: Space, pool: Executor, peers: Peers, shown: Progress) -> dict[str, str]:
+    """Stores everybody's Submodel; returns {speaker: why it could not be}, of all processes."""
     failures: dict[str, str] = {}
-    run.store.clear_unfinished()
-    for speaker in space.speakers():
+    for speaker in _share(space, peers):
         try:
-            # A run that goes on after a kill writes some again, with the same bits.
-            run.store.save(space.submodel(speaker), overwrite=speaker in run.store)
+            pool.submit(write_submodel, str(run.store.folder), space.submodel(speaker)).result()
         except StoreError as error:
             failures[speaker] = str(error)
-            shown.note(f"not stored: {error}")
+    everyone = peers.exchange(failures, patient=True)
+    failures = {speaker: reason for of in everyone for speaker, reason in of.items()}
+    for reason in failures.values():
+        shown.note(f"not stored: {reason}")
     return failures
+
+
+def _share(space: Space, peers: Peers) -> Iterator[str]:
+    for number, speaker in enumerate(space.speakers()):
+        if number % peers.count == peers.index:
+            yield speaker

@@ -21,6 +21,7 @@ from specialize.train.reader import Placed, Reader
 from specialize.train.resident import ResidentAudio
 from specialize.train.schedule import HALVED, Running, Schedule
 from specialize.train.step import Cohort, CohortState, Metrics
+from specialize.train.together import faults_of_all, fetch_together
 from specialize.train.totals import Means, Totals
 
 IN_FLIGHT = 2
@@ -246,14 +247,7 @@ class CohortTrainer:
         return mean_per_token(parts, self._fetch)
 
     def _fetch(self, tree: Any) -> Any:
-        """Brings arrays [S, …] to the host, once all processes have computed theirs.
-
-        One that compiles for long would else keep the others waiting inside a collective, which may give up.
-        """
-        if self.peers.count > 1:
-            jax.block_until_ready(tree)
-            self.peers.exchange(None)
-        return self.cohort.fetch(tree)
+        return fetch_together(tree, self.cohort, self.peers)
 
     def _look(self, state: CohortState, dev: list[Batch], means: Means, listener: Listener) -> CohortState:
         cohort, schedule = self.cohort, self.schedule
@@ -297,11 +291,8 @@ class CohortTrainer:
             listener.finished(slot, finished)
 
     def _tell_faults(self, listener: Listener) -> None:
-        for news in self.peers.exchange(self._faults.news()):
-            told = {int(index): reason for index, reason in news.items()}  # JSON has no numbers for keys
-            self._faults.put(told)
-            for reason in told.values():
-                listener.fault(reason)
+        for reason in faults_of_all(self._faults, self.peers):
+            listener.fault(reason)
 
     def _broken(self, job: Job) -> str:
         reason = self._faults.of((*job.train, *job.speaker.dev))

@@ -45,7 +45,16 @@ from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
 from specialize.train.progress import Progress
 from specialize.train.run import STATE, RunFolder, stop_signal, write_json
 from specialize.train.state import StateFolder, save_or_tell
-from specialize.train.together import check_alike, check_count, facts_of, has_ended, progress_of
+from specialize.train.together import (
+    Collective,
+    SaveClock,
+    check_alike,
+    check_count,
+    facts_of,
+    has_ended,
+    progress_of,
+    told_by_first,
+)
 from specialize.train.values import check_finite
 from specialize.train.writer import store_writer
 
@@ -377,10 +386,9 @@ class _Sitting:
         stopped: Callable[[], bool],
         peers: Peers,
     ):
-        self.run, self.base, self.shown, self._asked_to_stop, self.peers = run, base, shown, stopped, peers
-        self._stop = False
-        self._compiled: dict[tuple[int, tuple[int, ...]], Callable[..., Any]] = {}
+        self.run, self.base, self.shown, self.peers = run, base, shown, peers
         of = run.experiment
+        self.clock, self._call = SaveClock(peers, stopped, of.save_seconds), Collective(peers)
         self.trainer = _trainer(base.architecture, of.recipe)
         rate, devices = base.architecture.sample_rate, self.trainer.mesh.devices.size
         needs = [need([u]) for u in [*training.utterances, *dev.utterances]]
@@ -405,7 +413,7 @@ class _Sitting:
         metrics = MetricsLog(run.folder / "metrics.jsonl", at["metrics"]) if peers.first else Unwritten()
         curves = TensorBoardLog(run.folder / "tensorboard") if of.tensorboard and peers.first else None
         shown.start(1, 1, of.name)
-        began, last_save = time.monotonic() - at["seconds"], time.monotonic()
+        began = time.monotonic() - at["seconds"]
         try:
             while at["looked"] < of.steps:
                 losses = []
@@ -419,14 +427,8 @@ class _Sitting:
                     if at["step"] % 10 == 0:
                         done = float(losses[-3]) if len(losses) > 2 else None
                         shown.slot(0, "base", at["step"], of.steps, done, None, at["best"])
-                    due = peers.first and time.monotonic() - last_save >= of.save_seconds
-                    if due:
-                        last_save = time.monotonic()  # asked for; of several processes it comes at the next question
-                    if self._agreed(due):
-                        seconds = time.monotonic() - began
-                        at |= peers.of_first(lambda seconds=seconds: {"metrics": metrics.size(), "seconds": seconds})
-                        self._save(states, state, at)
-                        last_save = time.monotonic()
+                    if self.clock.saves():
+                        self._save(states, state, at, metrics, began)
                 state = self._look(state, at, metrics, curves)
                 at["looked"] = look
         finally:
@@ -439,29 +441,6 @@ class _Sitting:
         if peers.first:
             self._end(state, at, time.monotonic() - began)
             run.clear()
-
-    def _call(self, function: Any, state: Any, batch: Batch) -> Any:
-        """Calls a compiled function once all processes have compiled it and have their rows.
-
-        One that reads or compiles for long would else keep the others waiting inside a collective, which may give up.
-        """
-        if self.peers.count == 1:
-            return function(state, batch)
-        key = (id(function), batch.audio.shape)
-        if key not in self._compiled:
-            self._compiled[key] = function.lower(state, batch).compile()
-        self.peers.exchange(None)
-        return self._compiled[key](state, batch)
-
-    def _agreed(self, due: bool = False) -> bool:
-        """Whether all are to save now: because any of them was asked to stop, or process 0 finds that it is time."""
-        agreed = self.peers.any_of({"stop": self._asked_to_stop(), "due": due})
-        self._stop = self._stop or agreed["stop"]
-        return self._stop or agreed["due"]
-
-    def _stopped(self) -> bool:
-        self._agreed()
-        return self._stop
 
     def _look(self, state: TrainState, at: dict[str, Any], metrics: MetricsLog | Unwritten, curves: Any) -> TrainState:
         if int(state.skipped) >= _MAX_SKIPPED:
@@ -496,9 +475,16 @@ class _Sitting:
         everyone = self.peers.exchange([faults.news() for faults in self.faults])
         return [reason for of_one in everyone for news in of_one for reason in news.values()]
 
-    def _save(self, states: StateFolder, state: TrainState, at: dict[str, Any]) -> None:
-        tell, run = self.shown.note, self.run.folder
-        save_or_tell(states, partial(states.save, state, at), stopped=self._stopped, tell=tell, run=run)
+    def _save(
+        self, states: StateFolder, state: TrainState, at: dict[str, Any], metrics: MetricsLog | Unwritten, began: float
+    ) -> None:
+        self.clock.saved()
+
+        def begin() -> None:
+            seconds = time.monotonic() - began
+            states.save(state, at | told_by_first(self.peers, lambda: {"metrics": metrics.size(), "seconds": seconds}))
+
+        save_or_tell(states, begin, stopped=self.clock.stops, tell=self.shown.note, run=self.run.folder)
 
     def _end(self, state: TrainState, at: dict[str, Any], seconds: float) -> None:
         run = self.run

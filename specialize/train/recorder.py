@@ -23,6 +23,7 @@ from specialize.train.run import CANDIDATES, Run, RunFolder
 from specialize.train.schedule import Running
 from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.step import CohortState
+from specialize.train.together import SaveClock, told_by_first
 from specialize.train.totals import Totals
 from specialize.train.writer import store_writer, write_submodel
 
@@ -63,7 +64,8 @@ class Recorder:
         """Its slots and chunk, which a run that goes on keeps."""
         self.spec: Kind = run.experiment.submodel
         """What it trains."""
-        self._peers, self._asked_to_stop, self._stop = peers, stopped, False
+        self._peers, self._asked_to_stop = peers, stopped
+        self._clock = SaveClock(peers, stopped, run.experiment.save_seconds)
         resume = resume or {}
         self._metrics: MetricsLog | Unwritten = Unwritten()
         self._jobs: JsonLines | Unwritten = Unwritten()
@@ -94,7 +96,7 @@ class Recorder:
         self._unwritten: set[int] = set()
         self._pool = store_writer(peers)
         self._saves: dict[tuple[str, int], tuple[StoredSubmodel, Future[None]]] = {}
-        self._began = self._last_save = time.monotonic()
+        self._began = time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -144,12 +146,7 @@ class Recorder:
 
     def saves(self) -> bool:
         """Whether it is time, by the clock of process 0, or the run is to stop, because any process was asked to."""
-        due = self._peers.first and time.monotonic() - self._last_save >= self.run.experiment.save_seconds
-        if due:
-            self._last_save = time.monotonic()  # asked for; of several processes it comes at the next question
-        agreed = self._peers.any_of({"stop": self._asked_to_stop(), "due": due})
-        self._stop = self._stop or agreed["stop"]
-        return self._stop or agreed["due"]
+        return self._clock.saves()
 
     def save(self, state: CohortState, progress: dict[str, Any]) -> None:
         """Saves a state; what fails is told, and the run goes on.
@@ -157,15 +154,13 @@ class Recorder:
         Raises:
             Preempted: the run was asked to stop.
         """
-        self._last_save = time.monotonic()
+        self._clock.saved()
 
         def begin() -> None:
             self.settle()
             if self.failures:
                 raise StoreError(f"not while {len(self.failures)} Submodels cannot be written")
-            logs, failure = self._peers.of_first(self._sizes)
-            if failure is not None:
-                raise StoreError(failure)
+            logs = told_by_first(self._peers, lambda: {"metrics": self._metrics.size(), "jobs": self._jobs.size()})
             beside = {
                 "program": self.program,
                 **logs,
@@ -175,14 +170,7 @@ class Recorder:
             }
             self.states.save(state, {"run": beside, "trainer": progress})
 
-        save_or_tell(self.states, begin, stopped=lambda: self._stop, tell=self.progress.note, run=self.run.folder)
-
-    def _sizes(self) -> tuple[dict[str, int], str | None]:
-        """Bytes of the logs that a state goes with, or why they are not on disk."""
-        try:
-            return {"metrics": self._metrics.size(), "jobs": self._jobs.size()}, None
-        except (StoreError, OSError) as error:
-            return {}, str(error)
+        save_or_tell(self.states, begin, stopped=lambda: self._clock.stop, tell=self.progress.note, run=self.run.folder)
 
     def check_stop(self) -> None:
         """Where there is nothing new to save.

@@ -1,17 +1,21 @@
-"""What a run of several processes begins with: all are there, and have the same code, files and devices."""
+"""What the processes of a run do together: they begin alike, meet before they wait for each other inside a collective,
+and save at the same steps."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from specialize.errors import ConfigError
+from specialize.corpus import Faults
+from specialize.errors import ConfigError, StoreError
 from specialize.processes import Peers
 from specialize.train.experiment import to_json
 from specialize.train.progress import Progress
 from specialize.train.run import RunFolder, differences
+from specialize.train.step import Cohort
 
 
 def check_count(peers: Peers) -> None:
@@ -82,3 +86,103 @@ def has_ended(run: RunFolder, shown: Progress, peers: Peers) -> bool:
         with shown:
             run.leave_ended(shown.note)
     return True
+
+
+class Collective:
+    """Calls compiled functions in which the processes wait for each other.
+
+    It does so once all have compiled them and made what they are called with: one that compiles or reads for long would
+    else keep the others waiting inside, where they may give up and nobody is named.
+
+    Args:
+        peers: the processes.
+    """
+
+    def __init__(self, peers: Peers):
+        self._peers = peers
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, function: Any, *arguments: Any) -> Any:
+        """What a function of `jax.jit` gives."""
+        if self._peers.count == 1:
+            return function(*arguments)
+        key = (function, *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments)))
+        if key not in self._compiled:
+            self._compiled[key] = function.lower(*arguments).compile()
+        self._peers.exchange(None)
+        return self._compiled[key](*arguments)
+
+
+def fetch_together(tree: Any, cohort: Cohort, peers: Peers) -> Any:
+    """Brings arrays [S, …] to the hosts of all processes, once all have computed theirs; see `Collective`."""
+    if peers.count > 1:
+        jax.block_until_ready(tree)
+        peers.exchange(None)
+    return cohort.fetch(tree)
+
+
+def faults_of_all(faults: Faults, peers: Peers) -> list[str]:
+    """Why utterances could not be read since this was asked, by any process; `faults` knows all of them from now on."""
+    told = []
+    for news in peers.exchange(faults.news()):
+        reasons = {int(index): reason for index, reason in news.items()}  # JSON has no numbers for keys
+        faults.put(reasons)
+        told += reasons.values()
+    return told
+
+
+class SaveClock:
+    """When a run saves its state: at the same steps in all processes.
+
+    Args:
+        peers: the processes.
+        asked: whether this one was asked to stop.
+        seconds: between two saves, by the clock of process 0.
+    """
+
+    def __init__(self, peers: Peers, asked: Callable[[], bool], seconds: float):
+        self._peers, self._asked, self._seconds = peers, asked, seconds
+        self._last, self._due = time.monotonic(), False
+        self.stop = False
+        """Whether any process was asked to, as far as all know."""
+
+    def saves(self) -> bool:
+        """Whether it is time, or the run is to stop. Asked after every dispatch."""
+        due = self._peers.first and time.monotonic() - self._last >= self._seconds
+        if due:
+            self._last = time.monotonic()  # asked for; of several processes it comes at the next question
+        self._ask(due)
+        due, self._due = self._due, False
+        return self.stop or due
+
+    def stops(self) -> bool:
+        """Whether any process was asked to stop until now, or, of several, at the last question."""
+        self._ask(False)
+        return self.stop
+
+    def saved(self) -> None:
+        """A save has begun."""
+        self._last = time.monotonic()
+
+    def _ask(self, due: bool) -> None:
+        agreed = self._peers.any_of({"stop": self._asked(), "due": due})
+        self._due, self.stop = self._due or agreed["due"], self.stop or agreed["stop"]
+
+
+def told_by_first(peers: Peers, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What process 0 makes, JSON data, in all processes.
+
+    Raises:
+        StoreError: in all processes, where it fails to with that or with an OSError.
+    """
+
+    def told() -> tuple[dict[str, Any], str | None]:
+        try:
+            return make(), None
+        except (StoreError, OSError) as error:
+            return {}, str(error)
+
+    made, failure = peers.of_first(told)
+    if failure is not None:
+        raise StoreError(failure)
+    return made

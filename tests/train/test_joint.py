@@ -216,18 +216,18 @@ def test_a_changed_one_is_refused(folder, whole, capsys):
 
 def test_a_speaker_in_trouble_is_left_out_with_a_reason_and_the_others_train(folder, monkeypatch, capsys):
     """The audio of p2's training utterances breaks after the corpus was built."""
-    made = draws.collate
+    made = draws.dispatch_of
 
-    def broken(corpus: Any, rows: Any, *more: Any) -> Any:
+    def broken(corpus: Any, *more: Any) -> Any:
         class Recordings:
             def audio(self, utterance: Any) -> np.ndarray:
                 if utterance.id.startswith("p2/"):
                     raise CorpusError("the record is damaged")
                 return corpus.audio(utterance)
 
-        return made(Recordings(), rows, *more)
+        return made(Recordings(), *more)
 
-    monkeypatch.setattr(draws, "collate", broken)
+    monkeypatch.setattr(draws, "dispatch_of", broken)
     run = train(folder, "damaged", "--stop.max-skipped", "1", "--stop.patience", "9")
     reasons = run.read("summary.json")["quarantined"]
     assert set(reasons) == {"p2"}
@@ -243,11 +243,14 @@ def test_a_speaker_in_trouble_is_left_out_with_a_reason_and_the_others_train(fol
 
 
 def test_where_nobody_is_left_the_run_ends_in_a_sentence(folder, monkeypatch, capsys):
-    def broken(*arguments: Any) -> Any:
-        batch = collate(*arguments)
-        return batch._replace(audio=np.full_like(batch.audio, np.nan))
+    made = draws.dispatch_of
 
-    monkeypatch.setattr(draws, "collate", broken)
+    def broken(*arguments: Any) -> Any:
+        dispatch = made(*arguments)
+        parts = tuple(part._replace(audio=np.full_like(part.audio, np.nan)) for part in dispatch.parts)
+        return dispatch._replace(parts=parts)
+
+    monkeypatch.setattr(draws, "dispatch_of", broken)
     assert "Nobody is left" in fails(
         capsys, "train", folder / "space.py", "--name", "nobody", "--stop.max-skipped", "1"
     )

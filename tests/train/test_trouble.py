@@ -1,5 +1,6 @@
 """Disks that are full, processes that are stopped early, starts that change: told, and nothing is lost."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -93,27 +94,30 @@ def test_the_gate_compares_with_the_base_as_it_serves_alone():
         assert finished.helps == (finished.dev_loss < finished.base_dev_loss)
 
 
-@pytest.fixture
-def small_files():
-    """Sets how large a file may become, as a disk that is full would; no limit afterwards."""
+@contextlib.contextmanager
+def small_files(size: int):
+    """Files become no larger, as on a disk that is full. Not for longer: what pytest prints may go to a file too."""
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_lines_wait_for_space_and_none_is_lost_or_torn(tmp_path, small_files):
+def test_lines_wait_for_space_and_none_is_lost_or_torn(tmp_path):
     path = tmp_path / "log.jsonl"
     log = JsonLines(path)
     log.write({"step": 0})
-    small_files(path.stat().st_size + 5)
-    for step in (1, 2):
-        log.write({"step": step})
-    assert log.failure is not None
-    assert path.read_text() == '{"step": 0}\n'
-    with pytest.raises(StoreError, match=r"log\.jsonl.*cannot be written"):
-        log.size()
-    small_files(1 << 20)
+    with small_files(path.stat().st_size + 5):
+        for step in (1, 2):
+            log.write({"step": step})
+        failure, text = log.failure, path.read_text()
+        with pytest.raises(StoreError, match=r"log\.jsonl.*cannot be written"):
+            log.size()
+    assert failure is not None
+    assert text == '{"step": 0}\n'
     log.write({"step": 3})
     assert log.failure is None
     assert log.size() == path.stat().st_size
@@ -121,12 +125,12 @@ def test_lines_wait_for_space_and_none_is_lost_or_torn(tmp_path, small_files):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
 
 
-def test_lines_that_never_find_space_are_told_at_the_end(tmp_path, small_files):
+def test_lines_that_never_find_space_are_told_at_the_end(tmp_path):
     log = JsonLines(tmp_path / "log.jsonl")
-    small_files(3)
-    log.write({"step": 1})
-    with pytest.raises(StoreError, match="last lines"):
-        log.close()
+    with small_files(3):
+        log.write({"step": 1})
+        with pytest.raises(StoreError, match="last lines"):
+            log.close()
 
 
 EXPERIMENT = """
