@@ -183,7 +183,7 @@ class _Http:
         speaker = self._speaker(grant, name)
         if not grant.manages or speaker is None:
             raise Refused(403, "This key may not delete that model.", code="not_allowed")
-        with self._as_answers(request, _not_deleted):
+        with self._as_answers(request, _not_deleted, "The store gives no answer; what is in it may not be deleted."):
             dropped = await self._service.forget(speaker)
         if dropped is None:
             raise _not_there()
@@ -252,7 +252,12 @@ class _Http:
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
     @contextlib.contextmanager
-    def _as_answers(self, request: Request, broken: Callable[[], Refused] | None = None) -> Iterator[None]:
+    def _as_answers(
+        self,
+        request: Request,
+        broken: Callable[[], Refused] | None = None,
+        outage: str = "The store cannot be read at the moment.",
+    ) -> Iterator[None]:
         """What goes wrong with a request, as an answer that says nothing of the server's files; else it is `broken`."""
         try:
             yield
@@ -271,7 +276,7 @@ class _Http:
             raise Refused(422, "That model was made for another base.", code="model_of_another_base") from error
         except StoreUnavailable as error:
             self._tell(request, error)
-            raise _lacking("The store cannot be read at the moment.", "store_unavailable") from error
+            raise _lacking(outage, "store_unavailable") from error
         except ConfigError as error:
             self._tell(request, error, named=False)
             raise _lacking("The server cannot decode audio at the moment.", "no_decoder") from error

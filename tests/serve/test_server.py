@@ -19,7 +19,7 @@ import openai
 import pytest
 from openai.types.audio import TranscriptionVerbose
 
-from specialize.errors import ConfigError, SpecError, StoreError
+from specialize.errors import ConfigError, SpecError, StoreError, StoreUnavailable
 from specialize.serve.app import Limits, Logging, _segment
 from specialize.serve.audio import AudioDecoder
 from specialize.serve.batcher import Closed
@@ -556,15 +556,19 @@ def test_what_is_no_fault_of_a_model_is_not_told_as_one(
 
 
 def test_a_store_that_cannot_be_asked_is_told_by_every_route(service, monkeypatch, caplog):
-    outage = StoreError("'s3://b/s0' cannot be read")
-    for name in ("version", "listed", "remove"):
-        monkeypatch.setattr(service.store, name, raising(outage))
+    for name, kind in (("version", StoreError), ("listed", StoreError), ("remove", StoreUnavailable)):
+        monkeypatch.setattr(service.store, name, raising(kind("'s3://b/s0' cannot be read")))
     with listening(service) as address:
         answers = [httpx.get(f"{address}/v1/models{path}") for path in ("", "/s0")]
         deleted = httpx.delete(f"{address}/v1/models/s0")
-    assert {(one.status_code, one.json()["error"]["code"]) for one in answers} == {(503, "store_unavailable")}
-    assert (deleted.status_code, deleted.json()["error"]["code"]) == (500, "not_deleted")
-    assert "deleted" in deleted.json()["error"]["message"]
+        monkeypatch.setattr(service.store, "remove", raising(StoreError("'s3://b/s0' is another's")))
+        refused = httpx.delete(f"{address}/v1/models/s0")
+    everywhere = [*answers, deleted]
+    assert {(one.status_code, one.json()["error"]["code"]) for one in everywhere} == {(503, "store_unavailable")}
+    assert all("retry-after" in one.headers for one in everywhere)
+    assert "may not be deleted" in deleted.json()["error"]["message"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "not_deleted")
+    assert "could not be deleted" in refused.json()["error"]["message"]
     assert "Traceback" not in caplog.text
     assert "s3://b" not in caplog.text
 
