@@ -179,21 +179,23 @@ class Subsampling(nn.Module):
         """Zeros after each row's own frames at every stage, so that padding reaches no frame of the row."""
         c = self.config
         width, stride = c.subsampling_conv_kernel_size, c.subsampling_conv_stride
-
-        def masked(x: Float[Array, "B T F C"], stage: int) -> Float[Array, "B T F C"]:
-            inside = jnp.arange(x.shape[1])[None, :] < c._subsampled(frames, stage)[:, None]
-            return jnp.where(inside[:, :, None, None], x, 0.0)
-
-        x = masked(mel[..., None], 0)[..., 0]
+        x = _own_frames(mel[..., None], frames)[..., 0]
         x = ConvStem(c.subsampling_conv_channels, width, stride, name="layers_0")(x)
-        x = nn.relu(masked(x, 1))
+        x = nn.relu(_own_frames(x, c._subsampled(frames, 1)))
         for stage in range(1, c.stages):
             # Numbered as in the checkpoints, where the activations count too.
-            x = masked(DepthwiseConv2d(width, stride, name=f"layers_{3 * stage - 1}")(x), stage + 1)
+            kept = c._subsampled(frames, stage + 1)
+            x = _own_frames(DepthwiseConv2d(width, stride, name=f"layers_{3 * stage - 1}")(x), kept)
             x = nn.Dense(c.subsampling_conv_channels, name=f"layers_{3 * stage}")(x)
-            x = nn.relu(masked(x, stage + 1))
+            x = nn.relu(_own_frames(x, kept))
         x = jnp.swapaxes(x, 2, 3)
         return nn.Dense(c.hidden_size, name="linear")(x.reshape(*x.shape[:2], -1))
+
+
+def _own_frames(x: Float[Array, "B T F C"], frames: Int[Array, "B"]) -> Float[Array, "B T F C"]:
+    """Zeros after each row's own frames."""
+    inside = jnp.arange(x.shape[1])[None, :] < frames[:, None]
+    return jnp.where(inside[:, :, None, None], x, 0.0)
 
 
 class FeedForward(nn.Module):
@@ -219,11 +221,10 @@ class RelativeAttention(nn.Module):
         c = self.config
         batch, time, d = x.shape
         heads, size = c.num_attention_heads, c.hidden_size // c.num_attention_heads
-
-        def projected(name: str) -> Float[Array, "B T H K"]:
-            return nn.Dense(d, use_bias=c.attention_bias, name=name)(x).reshape(batch, time, heads, size)
-
-        q, k, v = projected("q_proj"), projected("k_proj"), projected("v_proj")
+        q, k, v = (
+            nn.Dense(d, use_bias=c.attention_bias, name=f"{name}_proj")(x).reshape(batch, time, heads, size)
+            for name in "qkv"
+        )
         normal = nn.initializers.normal(0.02)
         content = self.param("bias_u", normal, (heads, size))
         position = self.param("bias_v", normal, (heads, size))
