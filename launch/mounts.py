@@ -49,7 +49,10 @@ def mounts_of(words: Sequence[str]) -> list[Mount]:
         source, _, path = word.rpartition("=")
         bucket, claim = _BUCKET.fullmatch(source), source.removeprefix("pvc:")
         if not path.startswith("/") or not (bucket or source.startswith("pvc:")):
-            raise ConfigError(f"--mount {word}: write gs://BUCKET[/FOLDER]=/PATH or pvc:CLAIM=/PATH.")
+            raise ConfigError(
+                f"--mount {word}: write gs://BUCKET[/FOLDER]=/PATH or pvc:CLAIM=/PATH. Names of buckets have small "
+                "letters, digits, dots, hyphens and underscores."
+            )
         if path in (mount.path for mount in made):
             raise ConfigError(f"--mount {word}: {path} is mounted twice. Choose another path.")
         if bucket:

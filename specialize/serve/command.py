@@ -207,7 +207,8 @@ def _application(options: Serve) -> Any:
     def prepare() -> None:
         try:
             specs = store.specs(base.fingerprint)
-            _tell(f"{sum(specs.values()):,} Submodels of {len(specs)} specs in '{store.folder}'; compiling …")
+            kinds = f"{len(specs)} spec" + "s" * (len(specs) != 1)
+            _tell(f"{sum(specs.values()):,} Submodels of {kinds} in '{store.folder}'; compiling …")
             service.warm(list(specs), lambda at: _tell(f"compiling {at}"))
         except Closed:
             return
