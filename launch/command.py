@@ -55,7 +55,7 @@ def overview() -> str:
         [
             "Run an experiment where the accelerators are. The experiment stays as it is.",
             "",
-            "usage: specialize launch WHERE [its flags] EXPERIMENT.py [flags of specialize train]",
+            "usage: specialize launch WHERE [its flags] EXPERIMENT.py [flags of specialize train, or --command]",
             "",
             *(f"  {name:<{width}}  {purpose}" for name, (_, _, purpose) in LAUNCHERS.items()),
             "",

@@ -15,7 +15,7 @@ from specialize.errors import ConfigError
 
 
 def slurm(words: list[str]) -> None:
-    """Submit an experiment to a SLURM cluster: `specialize launch slurm [flags] EXPERIMENT.py [flags of train]`.
+    """Submit an experiment to a SLURM cluster: `specialize launch slurm [flags] EXPERIMENT.py [flags of --command]`.
 
     Args:
         words: flags of `Slurm`, then the experiment's file, then flags that --command gets unchanged.
@@ -28,7 +28,7 @@ def slurm(words: list[str]) -> None:
     options, file = job.options, Path(job.experiment)
     if not file.is_file():
         raise ConfigError(
-            f"There is no experiment file '{file}'. Flags of the launcher come before it, of train after it."
+            f"There is no experiment file '{file}'. Flags of the launcher come before it, those of --command after it."
         )
     if options.name is None:
         options = dataclasses.replace(options, name=re.sub(r"[^\w.+-]", "-", file.stem, flags=re.ASCII))

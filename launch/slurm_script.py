@@ -40,7 +40,7 @@ _WORD = re.compile(r"[^\s'\"\\\x00-\x1f]+")
 
 @dataclass(frozen=True)
 class Slurm(Launcher):
-    """Submit an experiment to a SLURM cluster: `specialize launch slurm [these flags] EXPERIMENT.py [flags of train]`.
+    """Submit an experiment to a SLURM cluster: `specialize launch slurm [flags] EXPERIMENT.py [flags of --command]`.
 
     What comes after the experiment's file is for `specialize train`, or --command, on every process of the job.
     """

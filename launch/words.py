@@ -66,7 +66,7 @@ def parse(kind: type[Options], words: list[str], prog: str, *, again: bool = Tru
         kind: dataclass of the launcher's flags.
         words: of the command line, after the launcher's name.
         prog: how the launcher is called, for usage and messages.
-        again: whether the same words go on with a run that was interrupted, without anybody typing them.
+        again: whether the same words, given once more by whoever, go on with a run that was interrupted.
 
     Raises:
         ConfigError: no experiment file follows the flags, or the run would begin anew each time.

@@ -82,7 +82,10 @@ def dispatch_of(
     own: range | None,
     positions: Positions | None = None,
 ) -> Dispatch:
-    """One step of slots that train on `rows`, the utterances of each. Its settings are those of `cohort_batches`."""
+    """A step, of slots that train on `rows`, the utterances of each; several, where they stand for slots of their own.
+
+    Its settings are those of `cohort_batches`.
+    """
     parts, sizes, real, computed = [], [], 0, 0
     for part in cut.parts(rows):
         parts.append(collate(corpus, part, cut.rows, shapes, faults, positions, own))

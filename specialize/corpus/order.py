@@ -107,8 +107,12 @@ class Cut:
         return [(at, self.together) for at in range(0, full, self.together)] + [(at, 1) for at in range(full, steps)]
 
     def parts(self, rows: Sequence[Sequence[Utterance]]) -> list[list[Sequence[Utterance]]]:
-        """The rows of each slot, cut: a list of parts of a list of slots. Every slot has as many parts."""
-        return [[of_slot[at : at + self.rows] for of_slot in rows] for at in range(0, self.batch, self.rows)]
+        """The rows of each slot, cut: a list of parts of a list of slots.
+
+        Every slot has as many parts: as the one with most rows needs, where all have few recordings, and at least one.
+        """
+        most = max([1, *map(len, rows)])
+        return [[of_slot[at : at + self.rows] for of_slot in rows] for at in range(0, most, self.rows)]
 
 
 def queue_order(speakers: Iterable[Speaker]) -> list[Speaker]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from specialize.errors import SpecError, StoreError
 from specialize.space.generators import Generator, Shared, generator_from_json, generator_to_json
 from specialize.submodel import Kind, StoredSubmodel, Submodel
-from specialize.submodel.checkpoint import absolute, check_base, read_arrays, read_metadata, write_checkpoint
+from specialize.submodel.checkpoint import absolute, check_base, near, read_arrays, read_metadata, write_checkpoint
 from specialize.submodel.kinds import spec_from_json, spec_to_json
 
 FORMAT = 1
@@ -106,15 +106,15 @@ def save_space(path: Any, space: Space, *, overwrite: bool = False) -> None:
     """Writes a space as one Orbax checkpoint with its metadata, whole or not at all (see `write_checkpoint`).
 
     Args:
-        path: the folder to make; any path that Orbax can write (local, gs://, s3://).
+        path: the folder to make; not in a bucket.
         space: what to write.
         overwrite: replace the space that is there.
 
     Raises:
-        StoreError: something is there already, the space has no speakers, its facts are no JSON data, or the file
-            system refused.
+        StoreError: the path is of a bucket, something is there already, the space has no speakers, its facts are no
+            JSON data, or the file system refused.
     """
-    path = absolute(path)
+    path = near(path)
     if path.exists():
         if not overwrite:
             raise StoreError(f"'{path}' is there already. Choose another path, or overwrite.")

@@ -35,9 +35,24 @@ _LOOKS = 3
 
 
 def absolute(path: Any) -> epath.Path:
-    """A path that Orbax takes: absolute where it is local, and as it is where it names a bucket."""
+    """A path to read from: absolute where it is local, and as it is where it names a bucket."""
     path = epath.Path(path)
-    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+    return path if is_far(path) else epath.Path(os.path.abspath(path))
+
+
+def near(path: Any) -> epath.Path:
+    """A path to write to: absolute.
+
+    Raises:
+        StoreError: it names a bucket.
+    """
+    path = absolute(path)
+    if is_far(path):
+        raise StoreError(
+            f"'{path}' is in a bucket, where nothing can be replaced at once. Save to a folder, and copy that, "
+            f"'{_MANIFEST}' and '{_METADATA}' last, so that it is not read before it is whole."
+        )
+    return path
 
 
 def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], whose: str) -> None:
@@ -48,19 +63,14 @@ def write_checkpoint(path: epath.Path, arrays: Any, metadata: dict[str, Any], wh
     `standing` finds it; never a part.
 
     Args:
-        path: the folder to make, of a file system; from `absolute`.
+        path: the folder to make; from `near`.
         arrays: nested dicts of arrays.
         metadata: JSON data.
         whose: for messages: "Submodel of 'ana'".
 
     Raises:
-        StoreError: the path is of a bucket, the metadata is no JSON data, or the file system refused.
+        StoreError: the metadata is no JSON data, or the file system refused.
     """
-    if is_far(path):
-        raise StoreError(
-            f"'{path}' is in a bucket, where nothing can be replaced at once. Save to a folder, and copy that, "
-            f"'{_MANIFEST}' and '{_METADATA}' last, so that it is not read before it is whole."
-        )
     try:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:

@@ -22,7 +22,7 @@ from specialize.submodel.checkpoint import (
     checkpoint_version,
     children,
     clear_unfinished,
-    exists,
+    near,
     read_arrays,
     read_metadata,
     remnants,
@@ -99,8 +99,8 @@ def save_submodel(path: Any, stored: StoredSubmodel, *, overwrite: bool = False)
         StoreError: the path is of a bucket, something is there already, or another speaker's Submodel is, or `training`
             is no JSON data, or the file system refused.
     """
-    path = absolute(path)
-    if exists(path):
+    path = near(path)
+    if path.exists():
         if not overwrite:
             raise StoreError(f"'{path}' is there already. Choose another path, or overwrite.")
         if submodel_metadata(path)["speaker"] != stored.speaker:

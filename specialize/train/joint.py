@@ -21,7 +21,6 @@ from specialize.train.joint_step import JointStep
 from specialize.train.planning import Plan, Program, plan
 from specialize.train.run import SpeakersRun
 from specialize.train.schedule import Stopping
-from specialize.train.together import Collective
 from specialize.train.turns import Turns
 from specialize.train.values import check_finite
 
@@ -189,7 +188,7 @@ class SpacePlan:
             embedding_rate=of.rate_of_embeddings,
             embedding_decay=of.embedding_decay,
             steps=of.stop.max_steps,
-            call=Collective(self.plan.peers),
+            peers=self.plan.peers,
         )
 
 

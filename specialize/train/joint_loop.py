@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -20,7 +21,7 @@ from specialize.train.jobs import stack_hyper
 from specialize.train.joint import SpacePlan, SpaceRun, SpaceTraining, plan_space
 from specialize.train.joint_dev import DevSets
 from specialize.train.joint_standing import Standing
-from specialize.train.joint_step import SpaceState
+from specialize.train.joint_step import Best, SpaceState
 from specialize.train.joint_store import store_space
 from specialize.train.loop import IN_FLIGHT
 from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
@@ -100,6 +101,7 @@ def train_space(
                 sitting.train()
         finally:
             states.close()
+        peers.exchange(None, patient=True)  # all have closed what is removed now
         if peers.first:
             run.clear()
     return run
@@ -148,7 +150,7 @@ class _Sitting:
                 if self.clock.saves():
                     self._save(state)
             self._save(state)  # a sitting that is killed while it stores goes on from here
-            best, skipped = self._fetch((state.best, state.skipped))
+            best, skipped = self._fetch_best(state.best), self._fetch(state.skipped)
             seconds = time.monotonic() - self.began
             store_space(self.run, self.planned, at, best, self._by_place(skipped), self.layout, seconds, self.shown)
         finally:
@@ -160,17 +162,18 @@ class _Sitting:
     def _begin(self) -> SpaceState:
         """The state to go on with, after a look at step 0; and what decay pulls towards."""
         template, key = self.planned.template(), jax.random.key(self.run.experiment.hyper.seed)
-        generator, seeds = self.joint.generator, np.zeros((self.slots, self.turns.rows), np.uint32)
+        seeds = np.zeros((self.slots, self.turns.rows), np.uint32)
         for place, job in enumerate(self.jobs):
             seeds[place % self.slots, place // self.slots] = job.seed
-        self.anchor = self.cohort.place_replicated(generator.init(key, template))
         state = self.joint.begin(template, seeds, key)
+        self.anchor = jax.tree.map(jnp.copy, state.shared)
         if self.saved is not None:
             return self.states.load(self.saved, state)
         at = self.at
         at.base = self.dev.losses(None).tolist()
         at.start = at.base if self.cohort.starts_as_base else self.dev.losses(partial(self._bank, state)).tolist()
         at.best, at.looked = at.start, 0
+        self._tell_faults()
         for place, (base, start) in enumerate(zip(at.base, at.start, strict=True)):
             if not math.isfinite(base + start):
                 self._leave_out(place, "its dev loss is not finite before any training")
@@ -223,6 +226,11 @@ class _Sitting:
     def _fetch(self, tree: Any) -> Any:
         return fetch_together(tree, self.cohort, self.peers)
 
+    def _fetch_best(self, best: Best) -> Best:
+        """The best space, on the host. Of its embeddings no more than one a slot is on every device at a time."""
+        rows = [self._fetch(best.embeddings[:, row]) for row in range(self.turns.rows)]
+        return Best(self._fetch(best.shared), np.stack(rows, axis=1))
+
     def _assigned(self, step: int) -> list[Assignment | None]:
         rows = self.turns.at(step).tolist()
         return [None if row < 0 else self.jobs[self.turns.place(slot, row)].at(step) for slot, row in enumerate(rows)]
@@ -239,8 +247,7 @@ class _Sitting:
         at = self.at
         dev = self.dev.losses(partial(self._bank, state))
         skipped, sums = self._fetch((state.skipped, state.sums))
-        for reason in faults_of_all(self.faults, self.peers):
-            self.shown.note(f"cannot be read: {reason}")
+        self._tell_faults()
         for place, count in enumerate(self._by_place(skipped)):
             if count >= self.run.experiment.stop.max_skipped:
                 self._leave_out(place, f"{count} steps could not be taken: loss or gradient not finite")
@@ -257,6 +264,10 @@ class _Sitting:
         total = float(sums.steps.sum())
         self._tell(float(sums.loss.sum()) / total if total else math.nan, train, norm, dev)
         return self.joint.forget_sums(state)
+
+    def _tell_faults(self) -> None:
+        for reason in faults_of_all(self.faults, self.peers):
+            self.shown.note(f"cannot be read: {reason}")
 
     def _by_place(self, table: Any) -> np.ndarray:
         """[S, Q] as [N], in the order of the queue."""

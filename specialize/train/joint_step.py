@@ -5,7 +5,7 @@ gradients of the Submodels back to the generator and to the embeddings. Everythi
 the generator is replicated, and the sum of its gradient over the mesh is the only thing that crosses devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +16,13 @@ import optax
 from jax.sharding import PartitionSpec
 
 from specialize.base import Batch
+from specialize.processes import ALONE, Peers
 from specialize.space import Generator, Shared
 from specialize.submodel import Submodel
 from specialize.submodel.bank import SPEAKER, lay_out
 from specialize.train.jobs import Hyper, HyperParameters
 from specialize.train.step import ADAM, Cohort, Frozen, Metrics, Partial, adam_init
+from specialize.train.together import Collective
 from specialize.train.trainee import learning_rate
 
 
@@ -85,7 +87,7 @@ class JointStep:
         embedding_rate: peak learning rate of embeddings.
         embedding_decay: decoupled decay of embeddings towards zero.
         steps: over which the learning rates fall.
-        call: calls a compiled function in which the processes of a run wait for each other; None is for one process.
+        peers: the processes, which wait for each other in `apply`.
     """
 
     def __init__(
@@ -98,9 +100,9 @@ class JointStep:
         embedding_rate: float,
         embedding_decay: float,
         steps: int,
-        call: Callable[..., Any] | None = None,
+        peers: Peers = ALONE,
     ):
-        self._call = (lambda function, *arguments: function(*arguments)) if call is None else call
+        self._call = Collective(peers)
         self.cohort, self.generator, self.rows = cohort, generator, rows
         self._hyper, self._steps = hyper, steps
         self._embedding_rate, self._embedding_decay = embedding_rate, embedding_decay
@@ -112,6 +114,8 @@ class JointStep:
         """(state, rows [S], active [S], anchor, partials) → (state, Metrics). The state is donated."""
         self._shardings = jax.tree.map(lambda spec: jax.NamedSharding(cohort.mesh, spec), _LAYOUT)
         changed = partial(jax.jit, out_shardings=self._shardings)
+        # Made where it will lie: one device may not have room for all embeddings of a one-hot space.
+        self._make = changed(self._begin)
         self.keep_best = changed(lambda state: state._replace(best=_copy(Best(state.shared, state.embeddings))))
         self.forget_sums = changed(lambda state: state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums)))
 
@@ -123,13 +127,16 @@ class JointStep:
             seeds: uint32 [S, Q], of each speaker's embedding.
             key: a JAX key, of what is shared.
         """
-        shared = self.generator.init(key, jax.tree.map(jnp.asarray, template))
+        data = np.asarray(jax.random.key_data(key))
+        return self._make(jax.tree.map(np.asarray, template), np.asarray(seeds), data)
 
-        def embedding(shared, seed):
+    def _begin(self, template: Submodel, seeds: Any, key: Any) -> SpaceState:
+        shared = self.generator.init(jax.random.wrap_key_data(key), template)
+
+        def embedding(seed):
             return self.generator.init_embedding(jax.random.key(seed), shared)
 
-        of_slot = jax.vmap(jax.vmap(embedding, in_axes=(None, 0)), in_axes=(None, 0))
-        embeddings = jax.jit(of_slot)(shared, seeds)
+        embeddings = jax.vmap(jax.vmap(embedding))(seeds)
         shape = (self.cohort.slots, self.rows)
         counts = partial(jnp.zeros, shape, jnp.int32)
         sums = Sums(*(jnp.zeros(shape) for _ in Sums._fields))
@@ -137,7 +144,7 @@ class JointStep:
         moments = adam_init(self._trained(shared))
         step = jnp.zeros((), jnp.int32)
         best = _copy(Best(shared, embeddings))
-        return self.place(SpaceState(shared, moments, embeddings, of_rows, counts(), sums, step, best))
+        return SpaceState(shared, moments, embeddings, of_rows, counts(), sums, step, best)
 
     def place(self, state: SpaceState) -> SpaceState:
         """Lays a state out on the mesh."""

@@ -23,7 +23,7 @@ from specialize.train.metrics import JsonLines
 from specialize.train.progress import Progress
 from specialize.train.recorder import JOBS
 from specialize.train.run import write_json
-from specialize.train.writer import store_writer, write_submodel
+from specialize.train.writer import store_writer, write_submodel, written
 
 
 def store_space(
@@ -59,7 +59,7 @@ def store_space(
         if peers.first:
             clear_unfinished(absolute(run.folder))
             run.store.clear_unfinished()
-            pool.submit(save_space, run.space_folder, space, overwrite=run.space_folder.exists()).result()
+            written(pool.submit(save_space, run.space_folder, space, overwrite=run.space_folder.exists()))
             jobs = JsonLines(run.folder / JOBS, 0)
             for speaker, of in facts.items():
                 jobs.write({"speaker": speaker, "point": 0, "quarantined": of["ended"], "spec": str(planned.spec)} | of)
@@ -141,7 +141,7 @@ def _store(run: SpaceRun, space: Space, pool: Executor, peers: Peers, shown: Pro
     failures: dict[str, str] = {}
     for speaker in _share(space, peers):
         try:
-            pool.submit(write_submodel, str(run.store.folder), space.submodel(speaker)).result()
+            written(pool.submit(write_submodel, str(run.store.folder), space.submodel(speaker)))
         except StoreError as error:
             failures[speaker] = str(error)
     everyone = peers.exchange(failures, patient=True)

@@ -51,12 +51,13 @@ from specialize.train.together import (
     check_alike,
     check_count,
     facts_of,
+    faults_of_all,
     has_ended,
     progress_of,
     told_by_first,
 )
 from specialize.train.values import check_finite
-from specialize.train.writer import store_writer
+from specialize.train.writer import store_writer, written
 
 _DATA = "data"
 """The mesh axis over which the rows of a batch are laid out."""
@@ -438,6 +439,7 @@ class _Sitting:
                 curves.close()
         if at["best"] is None:
             raise ConfigError(f"The dev loss of '{run.folder}' was never finite. Use a lower --learning-rate.")
+        peers.exchange(None, patient=True)  # all have closed what is removed then
         if peers.first:
             self._end(state, at, time.monotonic() - began)
             run.clear()
@@ -472,8 +474,7 @@ class _Sitting:
 
     def _news(self) -> list[str]:
         """What could not be read since this was asked, by any process."""
-        everyone = self.peers.exchange([faults.news() for faults in self.faults])
-        return [reason for of_one in everyone for news in of_one for reason in news.values()]
+        return [reason for faults in self.faults for reason in faults_of_all(faults, self.peers)]
 
     def _save(
         self, states: StateFolder, state: TrainState, at: dict[str, Any], metrics: MetricsLog | Unwritten, began: float
@@ -492,7 +493,7 @@ class _Sitting:
         if run.base_folder.exists():  # a sitting that was killed just here
             shutil.rmtree(run.base_folder)
         with store_writer(self.peers) as pool:  # Orbax saves nothing for one process of a JAX job alone
-            pool.submit(write_base, made, run.base_folder).result()
+            written(pool.submit(write_base, made, run.base_folder))
         summary = {
             "steps": at["step"],
             "best_step": at["best_step"],

@@ -64,7 +64,7 @@ class Recorder:
         """Its slots and chunk, which a run that goes on keeps."""
         self.spec: Kind = run.experiment.submodel
         """What it trains."""
-        self._peers, self._asked_to_stop = peers, stopped
+        self._peers = peers
         self._clock = SaveClock(peers, stopped, run.experiment.save_seconds)
         resume = resume or {}
         self._metrics: MetricsLog | Unwritten = Unwritten()
@@ -170,7 +170,7 @@ class Recorder:
             }
             self.states.save(state, {"run": beside, "trainer": progress})
 
-        save_or_tell(self.states, begin, stopped=lambda: self._clock.stop, tell=self.progress.note, run=self.run.folder)
+        save_or_tell(self.states, begin, stopped=self._clock.stops, tell=self.progress.note, run=self.run.folder)
 
     def check_stop(self) -> None:
         """Where there is nothing new to save.
@@ -178,7 +178,7 @@ class Recorder:
         Raises:
             Preempted: the run was asked to stop.
         """
-        if any(self._peers.exchange(self._asked_to_stop())):
+        if self._clock.stops_now():
             raise Preempted(f"The run '{self.run.folder}' was asked to stop. The same command goes on with it.")
 
     def settle(self) -> None:

@@ -192,15 +192,21 @@ def save_or_tell(
     Raises:
         Preempted: the run was asked to stop.
     """
-    saved = False
+    failure: Exception | None = None
     try:
         save()
-        if stopped():
-            states.wait()
-        saved = True
     except (StoreError, OSError) as error:
-        tell(f"state not saved: {error}. The run goes on; the state before stays.")
-    if stopped():
+        failure = error
+    stops = stopped()
+    if stops and failure is None:
+        try:
+            states.wait()
+        except StoreError as error:
+            failure = error
+    if failure is not None:
+        tell(f"state not saved: {failure}. The run goes on; the state before stays.")
+    if stops:
+        saved = failure is None
         how = "its state is saved" if saved else "its state could not be saved, but the one before it is kept"
         raise Preempted(f"The run '{run}' was asked to stop, and {how}. The same command goes on with it.")
 

@@ -106,7 +106,8 @@ class Collective:
         """What a function of `jax.jit` gives."""
         if self._peers.count == 1:
             return function(*arguments)
-        key = (function, *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments)))
+        leaves, tree = jax.tree.flatten(arguments)
+        key = (function, tree, *((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves))
         if key not in self._compiled:
             self._compiled[key] = function.lower(*arguments).compile()
         self._peers.exchange(None)
@@ -114,7 +115,7 @@ class Collective:
 
 
 def fetch_together(tree: Any, cohort: Cohort, peers: Peers) -> Any:
-    """Brings arrays [S, …] to the hosts of all processes, once all have computed theirs; see `Collective`."""
+    """Brings arrays to the hosts of all processes, once all have computed theirs; see `Collective`."""
     if peers.count > 1:
         jax.block_until_ready(tree)
         peers.exchange(None)
@@ -142,9 +143,7 @@ class SaveClock:
 
     def __init__(self, peers: Peers, asked: Callable[[], bool], seconds: float):
         self._peers, self._asked, self._seconds = peers, asked, seconds
-        self._last, self._due = time.monotonic(), False
-        self.stop = False
-        """Whether any process was asked to, as far as all know."""
+        self._last, self._due, self._stop = time.monotonic(), False, False
 
     def saves(self) -> bool:
         """Whether it is time, or the run is to stop. Asked after every dispatch."""
@@ -153,12 +152,17 @@ class SaveClock:
             self._last = time.monotonic()  # asked for; of several processes it comes at the next question
         self._ask(due)
         due, self._due = self._due, False
-        return self.stop or due
+        return self._stop or due
 
     def stops(self) -> bool:
-        """Whether any process was asked to stop until now, or, of several, at the last question."""
+        """Whether the run is to stop: any process was asked to, until now or, of several, until the last question."""
         self._ask(False)
-        return self.stop
+        return self._stop
+
+    def stops_now(self) -> bool:
+        """As `stops`, also of several processes until now: all wait for the answer."""
+        self._stop = self._stop or any(self._peers.exchange(self._asked()))
+        return self._stop
 
     def saved(self) -> None:
         """A save has begun."""
@@ -166,7 +170,7 @@ class SaveClock:
 
     def _ask(self, due: bool) -> None:
         agreed = self._peers.any_of({"stop": self._asked(), "due": due})
-        self._due, self.stop = self._due or agreed["due"], self.stop or agreed["stop"]
+        self._due, self._stop = self._due or agreed["due"], self._stop or agreed["stop"]
 
 
 def told_by_first(peers: Peers, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import jax
 
+from specialize.errors import StoreError
 from specialize.processes import Peers
 from specialize.submodel import StoredSubmodel, SubmodelStore
 
@@ -48,6 +50,18 @@ def write_submodel(folder: str, stored: StoredSubmodel) -> None:
     """
     store = SubmodelStore(folder)
     store.save(stored, overwrite=stored.speaker in store)
+
+
+def written(save: Future[None]) -> None:
+    """Waits for something that was given to a `store_writer`.
+
+    Raises:
+        StoreError: it could not be written, or the process that writes was killed.
+    """
+    try:
+        save.result()
+    except BrokenProcessPool as error:
+        raise StoreError("The process that stores Submodels was killed, most often for memory.") from error
 
 
 def _beside(parent: int) -> None:

@@ -135,6 +135,17 @@ def test_rows_rise_in_length_within_a_step():
         assert of_step == sorted(of_step)
 
 
+def test_no_part_is_empty_for_all(corpus):
+    """Whose size would be none, which no base can compute."""
+    one, *more = corpus.speakers[0].train
+    assert Cut(6, 2).parts([[one], [], [one, *more[:2]]]) == [[[one], [], [one, more[0]]], [[], [], [more[1]]]]
+    assert Cut(6, 2).parts([[], []]) == [[[], []]]
+    queue = [dataclasses.replace(of, train=of.train[:1]) for of in assignments(corpus)]
+    longest = need(u for of in queue for u in of.train)
+    sizes = train_shapes(queue, longest, 5, Cut(4, 1), 6, 3).sizes
+    assert all(size.samples and size.labels for size in sizes)
+
+
 def test_a_batch_must_be_cut_evenly():
     with pytest.raises(ConfigError, match="must divide"):
         Cut(4, 3)

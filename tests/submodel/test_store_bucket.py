@@ -61,7 +61,6 @@ class GoogleStorage:
     scheme, needs = "gs", ("gcp_storage_emulator", "gcsfs", "google.cloud.storage")
     environment: ClassVar = {
         "STORAGE_EMULATOR_HOST": "http://127.0.0.1:{port}",
-        "FSSPEC_GS_TOKEN": "anon",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google what kind of bucket it is
     }
 
@@ -112,6 +111,7 @@ def server(request):
         with pytest.MonkeyPatch.context() as environment:
             for name, value in kind.environment.items():
                 environment.setenv(name, value.format(port=port))
+            environment.setitem(fsspec.config.conf, "gs", {"token": "anon"})
             yield kind(address)
     finally:
         process.terminate()

@@ -209,7 +209,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folder, monkeypatch):
 
     def saves_and_stops(self: Recorder) -> bool:
         asked.append(self)
-        self._asked_to_stop = lambda: len(asked) in (6, 17)
+        self._clock._asked = lambda: len(asked) in (6, 17)
         return saves(self)
 
     monkeypatch.setattr(Recorder, "saves", saves_and_stops)
@@ -227,7 +227,7 @@ def test_another_space_is_refused_where_a_run_goes_on(folder, tmp_path, monkeypa
     save_space(tmp_path / "space", space_of())
     words = ["train", str(folder / "fitted.py"), "--name", "other", "--space", str(tmp_path)]
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "saves", lambda self: setattr(self, "_stop", True) or True)
+        patched.setattr(Recorder, "saves", lambda self: self._clock.__setattr__("_stop", True) or True)
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == EXIT_PREEMPTED
