@@ -1,6 +1,7 @@
 """A space that several processes train is that of one, whoever dies."""
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from specialize.base import save_base
 from specialize.cli import main
+from specialize.errors import EXIT_PREEMPTED
 from specialize.train import SpaceRun
 from specialize.train.metrics import read_metrics
 from specialize.train.recorder import read_jobs
@@ -60,7 +62,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert other[name] == same, name
 
 
-def test_two_processes_make_the_space_of_one_after_one_of_them_was_killed(folder):
+def test_processes_that_are_killed_and_stopped_make_the_space_of_one(folder):
     main(["train", str(folder / "space.py")])
     words = ("--name", "killed")
     two = launched(folder, 2, *words)
@@ -69,9 +71,15 @@ def test_two_processes_make_the_space_of_one_after_one_of_them_was_killed(folder
     assert len(re.findall(r"^\[\d\] step 2:", said, re.M)) == 1  # one tells of the run
     run, whole = SpaceRun(folder / "runs/killed"), SpaceRun(folder / "runs/whole")
     assert not run.ended
+    one = launched(folder, 1, *words)
+    one.wait_for(lambda line: "step 4:" in line)
+    one.signal(signal.SIGTERM)
+    code, said = one.end()
+    assert code == EXIT_PREEMPTED, said
+    assert re.search(r"^\[0\] goes on with '.*' from step [1-3]", said, re.M)
     code, said = launched(folder, 2, *words).end()
     assert code == 0, said
-    assert re.search(r"^\[0\] goes on with '.*' from step [1-5]", said, re.M)
+    assert re.search(r"^\[0\] goes on with '.*' from step [45]", said, re.M)
     assert len(re.findall(r"^\[0\] a linear space of 11 speakers", said, re.M)) == 1
     ours, theirs = ([*read_metrics(of.folder / "metrics.jsonl")] for of in (run, whole))
     assert len(ours) == len(theirs) == 4 * (1 + SPEAKERS)

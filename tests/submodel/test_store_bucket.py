@@ -14,6 +14,7 @@ import fsspec
 import httpx
 import numpy as np
 import pytest
+from fsspec.config import conf
 
 import specialize.cli as cli
 from specialize.errors import FingerprintMismatch, NoSubmodel, StoreError
@@ -111,7 +112,7 @@ def server(request):
         with pytest.MonkeyPatch.context() as environment:
             for name, value in kind.environment.items():
                 environment.setenv(name, value.format(port=port))
-            environment.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+            environment.setitem(conf, "gs", {"token": "anon"})
             yield kind(address)
     finally:
         process.terminate()

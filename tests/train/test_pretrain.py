@@ -16,11 +16,11 @@ from specialize import CorpusConfig
 from specialize.base import ConformerConfig, TransducerConfig, load_base
 from specialize.cli import main
 from specialize.corpus import Corpus, Epochs, JoinedCorpus, Shapes, Size, Utterance, need, open_corpus
-from specialize.errors import EXIT_PREEMPTED, ConfigError, CorpusError
+from specialize.errors import EXIT_PREEMPTED, ConfigError, CorpusError, StoreError
 from specialize.serve import Recognizer
 from specialize.submodel.sites import flatten
 from specialize.train import Pretraining, PretrainRun, pretrain
-from specialize.train.metrics import read_metrics
+from specialize.train.metrics import MetricsLog, read_metrics
 from specialize.train.pretrain import Trainer
 from tests.bases import random_batch, tiny_conformer_ctc
 from tests.people import write_people
@@ -256,8 +256,8 @@ def test_corpora_without_a_split_add_what_they_have(folder):
         pretrain(dataclasses.replace(experiment(folder, "no_dev", steps=3), corpora=tuple(corpora[:1])))
 
 
-def test_a_recording_that_cannot_be_read_is_told_and_costs_neither_a_step_nor_a_look(folder, monkeypatch, capsys):
-    broken, read = set(), Corpus.audio
+def test_recordings_and_disks_in_trouble_are_told_and_cost_neither_a_step_nor_a_look(folder, monkeypatch, capsys):
+    broken, read, size, sizes = set(), Corpus.audio, MetricsLog.size, []
 
     def audio(self: Corpus, utterance: Utterance) -> np.ndarray:
         if utterance.id in broken:
@@ -266,12 +266,22 @@ def test_a_recording_that_cannot_be_read_is_told_and_costs_neither_a_step_nor_a_
 
     corpus = open_corpus(dataclasses.replace(experiment(folder, "x").corpora[0], pool="all"), tiny_conformer_ctc())
     broken |= {corpus.speakers[0].train[0].id, corpus.speakers[0].dev[0].id}
+
+    def full_at_first(self: MetricsLog) -> int:
+        sizes.append(size(self))
+        if len(sizes) == 1:
+            raise StoreError("no space left on device")
+        return sizes[-1]
+
     monkeypatch.setattr(Corpus, "audio", audio)
-    run = pretrain(experiment(folder, "broken"))
+    monkeypatch.setattr(MetricsLog, "size", full_at_first)
+    run = pretrain(experiment(folder, "broken", save_seconds=1e-9))
     records = list(read_metrics(run.folder / "metrics.jsonl"))
+    assert [record["step"] for record in records] == [3, 6]
     assert all(np.isfinite(record["dev_loss"]) and np.isfinite(record["train_loss"]) for record in records)
     told = capsys.readouterr().err
     assert all(f"'{name}' is gone" in told for name in broken)
+    assert told.count("state not saved: no space left on device. The run goes on") == 1
 
 
 def test_eight_devices_equal_one(folder):
