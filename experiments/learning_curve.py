@@ -77,11 +77,11 @@ class Study:
 
     def point(self, way: str, amount: int) -> Experiment:
         """A run of the curve."""
-        of = {"plain": self.plain, "start": self.start, "embedding": self.embedding, "space": self.unfrozen}[way]
+        of = {"plain": self.plain, "start": self.start, "space": self.embedding, "unfrozen": self.unfrozen}[way]
         if way == "start":
             of = dataclasses.replace(of, start=self.start_of_all)
         hyper = dataclasses.replace(of.hyper, utterances=amount)
-        name = self.space.name if way in ("embedding", "space") else self.name
+        name = self.space.name if way in ("space", "unfrozen") else self.name
         return dataclasses.replace(of, name=f"{name}_{way}_{amount}", hyper=hyper)
 
 
@@ -184,7 +184,7 @@ class Options:
     """Whose."""
     utterances: tuple[int, ...] = (3, 12, 1, 2, 4, 8)
     """Amounts, in the order in which they are made."""
-    ways: tuple[Literal["space", "embedding", "start", "plain"], ...] = ("space", "embedding", "start", "plain")
+    ways: tuple[Literal["space", "unfrozen", "start", "plain"], ...] = ("space", "unfrozen", "start", "plain")
     """Of making Submodels, likewise."""
     speakers: int | None = None
     """Only the first so many of the new speakers."""

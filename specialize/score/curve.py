@@ -19,8 +19,8 @@ from specialize.train.recorder import read_jobs
 from specialize.train.run import Run
 from specialize.train.runs import CURVE, open_run
 
-SHORT = {"embedding": "embedding", "unfreeze": "unfreeze", "embedding-then-unfreeze": "space"}
-"""Names of the ways to fit a space, as keys of the curve begin."""
+SHORT = {"embedding": "space", "unfreeze": "unfreeze", "embedding-then-unfreeze": "unfrozen"}
+"""Names of the ways to fit a space, as keys of the curve begin. `space` is a point of it, `unfrozen` left it there."""
 
 
 @dataclass(frozen=True)

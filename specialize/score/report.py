@@ -15,9 +15,9 @@ from specialize.score.transcript import Transcript
 NAMES = {
     "plain": "a Submodel from no effect",
     "start": "a Submodel from the pooled start",
-    "embedding": "the embedding alone",
+    "space": "a point of the space: the embedding alone",
     "unfreeze": "a Submodel from the middle of the space",
-    "space": "embedding, then the Submodel",
+    "unfrozen": "a Submodel from its point of the space",
 }
 """What the ways of a learning curve are called."""
 EXAMPLES = 24

@@ -53,8 +53,8 @@ def folders(tmp_path) -> list[Path]:
         run(tmp_path, "plain_3", errors(8), 3),
         run(tmp_path, "plain_12", errors(6), 12),
         run(tmp_path, "start_3", errors(5), 3, start=Path("start")),
-        run(tmp_path, "embedding_3", errors(5), 3, space=Path("space"), fit="embedding"),
-        run(tmp_path, "space_3", errors(4) | {"late": 0}, 3, space=Path("space")),
+        run(tmp_path, "space_3", errors(5), 3, space=Path("space"), fit="embedding"),
+        run(tmp_path, "unfrozen_3", errors(4) | {"late": 0}, 3, space=Path("space")),
     ]
 
 
