@@ -1,7 +1,7 @@
 """Whether a space of the synthetic people found what distinguishes them: a linear probe from the embeddings.
 
     specialize train experiments/synthetic_space.py
-    python experiments/probe.py runs/synthetic_space --json probe.json
+    python experiments/probe.py runs/synthetic_space --json probe.json        # or the folder of a space
 
 What distorts each person is known (`specialize/embedded/people.json`). Each quantity is predicted from a person's
 embedding by ridge regression that was fitted to all others (leave-one-out), and what is told is the correlation of
@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 
 from specialize.embedded import MANIFEST
-from specialize.train import SpaceRun
+from specialize.space import load_space
+from specialize.train.planning import space_folder
 
 SEVERITIES = ("mild", "moderate", "severe")
 
@@ -27,7 +28,8 @@ class Options:
     """Predict what distorts people from their embeddings."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of a run that trained a space over the synthetic people of the package."""
+    """A space over synthetic people of the package: the run that trained it, or the folder that `specialize components`
+    wrote."""
     ridge: float = 1.0
     """Strength of the regression's penalty, on embeddings and quantities of variance one."""
     permutations: int = 1000
@@ -77,7 +79,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def main(options: Options) -> None:
-    space = SpaceRun(options.run).space()
+    space = load_space(space_folder(options.run))
     names, told = list(space.embeddings), quantities()
     points = np.stack([space.embeddings[name] for name in names]).astype(np.float64)
     if points.shape[1] > len(names):  # one-hot: as many directions as tell the people apart
