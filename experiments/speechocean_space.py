@@ -4,7 +4,7 @@
     specialize train experiments/speechocean_whisper.py --start None --space runs/speechocean_space --budget 3 --name n3
 
 The second command finds the points of the 75 `personal` speakers, whom it has not seen, from three utterances each.
-This space found nothing beside the pooled start; that of `learning_curve.py`, through Submodels, did (results/README.md).
+It finds nothing beside the pooled start; that of `learning_curve.py`, through Submodels, does (results/README.md).
 """
 
 from pathlib import Path
