@@ -1,6 +1,5 @@
 """The loop of a space: rounds of steps between looks at everybody's dev set, then the space and its Submodels."""
 
-import contextlib
 import math
 import time
 from collections import deque
@@ -26,17 +25,18 @@ from specialize.train.joint_store import store_space
 from specialize.train.loop import IN_FLIGHT
 from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
 from specialize.train.progress import Progress
-from specialize.train.run import STATE, stop_signal, write_json
+from specialize.train.run import STATE, write_json
 from specialize.train.state import Saved, StateFolder, save_or_tell
 from specialize.train.together import (
     SaveClock,
+    begin_together,
     check_alike,
     check_count,
-    facts_of,
     faults_of_all,
     fetch_together,
     has_ended,
     progress_of,
+    taken,
     told_by_first,
 )
 from specialize.train.totals import Totals
@@ -74,18 +74,12 @@ def train_space(
     planned = plan_space(experiment, peers)
     base, corpus = planned.plan.base, planned.plan.corpus
     name = corpus.built.folder.name
-
-    def begin() -> SpaceRun:
-        if not peers.first:
-            return SpaceRun(experiment.folder)
-        return SpaceRun.begin(experiment, base=base.fingerprint, corpus=name, overwrite=overwrite)
-
-    run = peers.in_turn(begin)
-    check_alike(peers, facts_of(run, experiment, base=base.fingerprint, corpus=[name, len(corpus.speakers)]))
+    alike, identity = {"corpus": [name, len(corpus.speakers)]}, {"base": base.fingerprint, "corpus": name}
+    run = begin_together(SpaceRun, experiment, peers, overwrite=overwrite, alike=alike, **identity)
     shown = progress or progress_of(peers)
     if has_ended(run, shown, peers):
         return run
-    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
+    with taken(run, shown, peers) as stopped:
         if peers.first:
             write_json(run.folder / "problems.json", [vars(problem) for problem in corpus.problems])
         for problem in corpus.problems:

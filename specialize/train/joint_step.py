@@ -19,7 +19,7 @@ from specialize.base import Batch
 from specialize.processes import ALONE, Peers
 from specialize.space import Generator, Shared
 from specialize.submodel import Submodel
-from specialize.submodel.bank import SPEAKER, lay_out
+from specialize.submodel.bank import SPEAKER
 from specialize.train.jobs import Hyper, HyperParameters
 from specialize.train.step import ADAM, Cohort, Frozen, Metrics, Partial, adam_init
 from specialize.train.together import Collective
@@ -112,8 +112,9 @@ class JointStep:
             self._sharded(self._apply, (_LAYOUT, _SLOT, _SLOT, _WHOLE, _SLOT), (_LAYOUT, _SLOT)), donate_argnums=0
         )
         """(state, rows [S], active [S], anchor, partials) → (state, Metrics). The state is donated."""
-        self._shardings = jax.tree.map(lambda spec: jax.NamedSharding(cohort.mesh, spec), _LAYOUT)
-        changed = partial(jax.jit, out_shardings=self._shardings)
+        self.shardings = jax.tree.map(lambda spec: jax.NamedSharding(cohort.mesh, spec), _LAYOUT)
+        """How a state lies on the mesh."""
+        changed = partial(jax.jit, out_shardings=self.shardings)
         # Made where it will lie: one device may not have room for all embeddings of a one-hot space.
         self._make = changed(self._begin)
         self.keep_best = changed(lambda state: state._replace(best=_copy(Best(state.shared, state.embeddings))))
@@ -145,10 +146,6 @@ class JointStep:
         step = jnp.zeros((), jnp.int32)
         best = _copy(Best(shared, embeddings))
         return SpaceState(shared, moments, embeddings, of_rows, counts(), sums, step, best)
-
-    def place(self, state: SpaceState) -> SpaceState:
-        """Lays a state out on the mesh."""
-        return jax.tree.map(lambda sharding, part: lay_out(part, sharding), self._shardings, state)
 
     def step(
         self,

@@ -23,7 +23,7 @@ from specialize.train.metrics import JsonLines
 from specialize.train.progress import Progress
 from specialize.train.recorder import JOBS
 from specialize.train.run import write_json
-from specialize.train.writer import store_writer, write_submodel, written
+from specialize.train.writer import WriterKilled, store_writer, write_submodel, written
 
 
 def store_space(
@@ -142,6 +142,8 @@ def _store(run: SpaceRun, space: Space, pool: Executor, peers: Peers, shown: Pro
     for speaker in _share(space, peers):
         try:
             written(pool.submit(write_submodel, str(run.store.folder), space.submodel(speaker)))
+        except WriterKilled:
+            raise
         except StoreError as error:
             failures[speaker] = str(error)
     everyone = peers.exchange(failures, patient=True)

@@ -3,7 +3,6 @@
 The devices may be of several processes. Each reads the rows of its own, and all have the same state.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -43,17 +42,18 @@ from specialize.submodel.bank import lay_out, lay_out_own, own_slots
 from specialize.train.experiment import check_runs
 from specialize.train.metrics import MetricsLog, TensorBoardLog, Unwritten
 from specialize.train.progress import Progress
-from specialize.train.run import STATE, RunFolder, stop_signal, write_json
+from specialize.train.run import STATE, RunFolder, write_json
 from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.together import (
     Collective,
     SaveClock,
+    begin_together,
     check_alike,
     check_count,
-    facts_of,
     faults_of_all,
     has_ended,
     progress_of,
+    taken,
     told_by_first,
 )
 from specialize.train.values import check_finite
@@ -343,20 +343,14 @@ def pretrain(
         what = "nothing to choose the best step by (split dev)" if training.utterances else "nothing to train on"
         raise ConfigError(f"The corpora of '{experiment.name}' have {what}. {reasons}")
     names = " ".join(corpus.built.folder.name for corpus in corpora)
-
-    def begin() -> PretrainRun:
-        if not peers.first:
-            return PretrainRun(experiment.folder)
-        return PretrainRun.begin(experiment, base=base.fingerprint, corpus=names, overwrite=overwrite)
-
-    run = peers.in_turn(begin)
-    utterances = [len(training.utterances), len(dev.utterances)]
-    check_alike(peers, facts_of(run, experiment, base=base.fingerprint, corpora=names, utterances=utterances))
+    alike = {"corpora": names, "utterances": [len(training.utterances), len(dev.utterances)]}
+    identity = {"base": base.fingerprint, "corpus": names}
+    run = begin_together(PretrainRun, experiment, peers, overwrite=overwrite, alike=alike, **identity)
     shown = progress or progress_of(peers)
     if has_ended(run, shown, peers):
         return run
     problems = [problem for corpus in corpora for problem in corpus.problems]
-    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
+    with taken(run, shown, peers) as stopped:
         if peers.first:
             write_json(run.folder / "problems.json", [vars(problem) for problem in problems])
         if problems:

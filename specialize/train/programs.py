@@ -16,9 +16,9 @@ from specialize.train.experiment import Experiment, to_json
 from specialize.train.planning import Plan, plan
 from specialize.train.progress import Progress
 from specialize.train.recorder import Recorder
-from specialize.train.run import STATE, Run, stop_signal, write_json
+from specialize.train.run import STATE, Run, write_json
 from specialize.train.state import Saved, StateFolder
-from specialize.train.together import check_alike, check_count, facts_of, has_ended, progress_of
+from specialize.train.together import begin_together, check_alike, check_count, has_ended, progress_of, taken
 
 
 def train(
@@ -46,26 +46,22 @@ def train(
     """
     check_count(peers)
     planned = plan(experiment, peers)
-
-    def begin() -> Run:
-        if not peers.first:
-            return Run(planned.experiment.folder)
-        return Run.begin(
-            planned.experiment,
-            overwrite=overwrite,
-            base=planned.base.fingerprint,
-            corpus=planned.corpus.built.folder.name,
-            start=None if planned.start is None else _digest(planned.start),
-            space=None if (space := planned.space) is None else _digest(space.shared | {"embeddings": space.middle()}),
-        )
-
-    run = peers.in_turn(begin)
-    corpus = [planned.corpus.built.folder.name, len(planned.corpus.speakers)]
-    check_alike(peers, facts_of(run, planned.experiment, base=planned.base.fingerprint, corpus=corpus))
+    corpus = planned.corpus.built.folder.name
+    run = begin_together(
+        Run,
+        planned.experiment,
+        peers,
+        overwrite=overwrite,
+        alike={"corpus": [corpus, len(planned.corpus.speakers)]},
+        base=planned.base.fingerprint,
+        corpus=corpus,
+        start=None if planned.start is None else _digest(planned.start),
+        space=None if (space := planned.space) is None else _digest(space.shared | {"embeddings": space.middle()}),
+    )
     shown = progress or progress_of(peers)
     if has_ended(run, shown, peers):
         return run
-    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
+    with taken(run, shown, peers) as stopped:
         _train(planned, run, shown, stopped)
     return run
 

@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from specialize.base import Base
@@ -25,7 +24,7 @@ from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.step import CohortState
 from specialize.train.together import SaveClock, told_by_first
 from specialize.train.totals import Totals
-from specialize.train.writer import store_writer, write_submodel
+from specialize.train.writer import WriterKilled, store_writer, write_submodel, written
 
 JOBS = "jobs.jsonl"
 
@@ -188,15 +187,13 @@ class Recorder:
                 self._saves[key] = (stored, self._pool.submit(write_submodel, self._store_of(key), stored))
         self.failures = {}
         for key, (stored, future) in list(self._saves.items()):
-            error = future.exception()
-            if error is None:
+            try:
+                written(future)
                 del self._saves[key]
-            elif isinstance(error, BrokenProcessPool):
-                raise StoreError("The process that stores Submodels was killed, most often for memory.") from error
-            elif isinstance(error, SpecializeError):
+            except WriterKilled:
+                raise
+            except SpecializeError as error:
                 self.failures[stored.speaker] = str(error)
-            else:
-                raise error
         everyone = self._peers.exchange(self.failures, patient=True)
         self.failures = {name: reason for of in everyone for name, reason in of.items()}
         for reason in self.failures.values():

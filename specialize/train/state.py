@@ -206,8 +206,7 @@ def save_or_tell(
     if failure is not None:
         tell(f"state not saved: {failure}. The run goes on; the state before stays.")
     if stops:
-        saved = failure is None
-        how = "its state is saved" if saved else "its state could not be saved, but the one before it is kept"
+        how = "its state is saved" if failure is None else "its state could not be saved, but the one before it is kept"
         raise Preempted(f"The run '{run}' was asked to stop, and {how}. The same command goes on with it.")
 
 

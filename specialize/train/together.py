@@ -1,10 +1,11 @@
 """What the processes of a run do together: they begin alike, meet before they wait for each other inside a collective,
 and save at the same steps."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from rich.console import Console
@@ -14,8 +15,10 @@ from specialize.errors import ConfigError, StoreError
 from specialize.processes import Peers
 from specialize.train.experiment import to_json
 from specialize.train.progress import Progress
-from specialize.train.run import RunFolder, differences
+from specialize.train.run import RunFolder, differences, stop_signal
 from specialize.train.step import Cohort
+
+Run = TypeVar("Run", bound=RunFolder)
 
 
 def check_count(peers: Peers) -> None:
@@ -31,21 +34,51 @@ def check_count(peers: Peers) -> None:
         )
 
 
-def facts_of(run: RunFolder, experiment: Any, **more: Any) -> dict[str, Any]:
-    """What must be the same in all processes of a run, for `check_alike`.
+def begin_together(
+    kind: type[Run],
+    experiment: Any,
+    peers: Peers,
+    *,
+    overwrite: bool,
+    alike: Mapping[str, Any],
+    **identity: str | None,
+) -> Run:
+    """The folder of a run, which process 0 opens or makes and all are to see.
 
     Args:
-        run: its folder.
-        experiment: what runs.
-        more: JSON data by name.
+        kind: of run.
+        experiment: what is to run.
+        peers: the processes.
+        overwrite, identity: as of `RunFolder.begin`; `identity` has the base at least.
+        alike: what else must be the same in all processes, beside their code and files: JSON data by name.
+
+    Raises:
+        ConfigError: see `RunFolder.begin` and `check_alike`.
     """
-    return {
+
+    def begin() -> Run:
+        if not peers.first:
+            return kind(experiment.folder)
+        return kind.begin(experiment, overwrite=overwrite, **identity)
+
+    run = peers.in_turn(begin)
+    facts = {
         "experiment": to_json(experiment),
         "run folder": run.config["sitting"],
-        **more,
+        "base": identity["base"],
+        **alike,
         "packages": {name: version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")},
         "devices": jax.local_device_count(),
     }
+    check_alike(peers, facts)
+    return run
+
+
+@contextlib.contextmanager
+def taken(run: RunFolder, shown: Progress, peers: Peers) -> Iterator[Callable[[], bool]]:
+    """While a run goes on: process 0 holds its folder, it is shown, and SIGTERM is a question (`stop_signal`)."""
+    with run.held() if peers.first else contextlib.nullcontext(), shown, stop_signal() as stopped:
+        yield stopped
 
 
 def check_alike(peers: Peers, facts: Mapping[str, Any]) -> None:

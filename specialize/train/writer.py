@@ -20,6 +20,10 @@ from specialize.processes import Peers
 from specialize.submodel import StoredSubmodel, SubmodelStore
 
 
+class WriterKilled(StoreError):
+    """What a run cannot go on from: nothing more can be written."""
+
+
 def store_writer(peers: Peers) -> Executor:
     """What runs `write_submodel`, and whatever else saves with Orbax for this process alone, one after another.
 
@@ -56,12 +60,13 @@ def written(save: Future[None]) -> None:
     """Waits for something that was given to a `store_writer`.
 
     Raises:
-        StoreError: it could not be written, or the process that writes was killed.
+        WriterKilled: the process that writes was killed.
+        StoreError: it could not be written.
     """
     try:
         save.result()
     except BrokenProcessPool as error:
-        raise StoreError("The process that stores Submodels was killed, most often for memory.") from error
+        raise WriterKilled("The process that stores Submodels was killed, most often for memory.") from error
 
 
 def _beside(parent: int) -> None:

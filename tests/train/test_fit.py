@@ -227,7 +227,7 @@ def test_another_space_is_refused_where_a_run_goes_on(folder, tmp_path, monkeypa
     save_space(tmp_path / "space", space_of())
     words = ["train", str(folder / "fitted.py"), "--name", "other", "--space", str(tmp_path)]
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "saves", lambda self: self._clock.__setattr__("_stop", True) or True)
+        patched.setattr(Recorder, "saves", lambda self: setattr(self._clock, "_stop", True) or True)
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == EXIT_PREEMPTED

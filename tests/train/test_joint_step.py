@@ -61,6 +61,10 @@ class Trained:
         seeds = np.arange(SLOTS * ROWS, dtype=np.uint32).reshape(SLOTS, ROWS)
         return self.joint.begin(self.template, seeds, jax.random.key(1))
 
+    def place(self, state: SpaceState) -> SpaceState:
+        """On the mesh again."""
+        return jax.device_put(state, self.joint.shardings)
+
     def steps(self, count: int, state: SpaceState | None = None, **more: Any) -> SpaceState:
         """So many steps from the start, or from a state."""
         state = self.begin() if state is None else state
@@ -166,8 +170,8 @@ def test_a_slot_in_trouble_counts_for_the_others_as_if_it_were_idle(name, troubl
     audio = np.array(batch.audio)
     audio[5, 0, 100] = trouble
     broken = (batch._replace(audio=space.cohort.place(audio)),)
-    idle = host(space.step(space.joint.place(before), active=np.arange(SLOTS) != 5, parts=(batch,))[0])
-    struck = host(space.step(space.joint.place(before), parts=broken)[0])
+    idle = host(space.step(space.place(before), active=np.arange(SLOTS) != 5, parts=(batch,))[0])
+    struck = host(space.step(space.place(before), parts=broken)[0])
     assert struck.skipped[:, 0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
     assert_equal(struck._replace(skipped=idle.skipped), idle)
     assert_equal(struck.embeddings[5], before.embeddings[5])
@@ -179,16 +183,16 @@ def test_a_slot_in_trouble_counts_for_the_others_as_if_it_were_idle(name, troubl
 def test_where_no_slot_counts_nothing_moves():
     space = trained("linear")
     before = host(space.steps(2))
-    after = host(space.step(space.joint.place(before), active=np.zeros(SLOTS, bool))[0])
+    after = host(space.step(space.place(before), active=np.zeros(SLOTS, bool))[0])
     assert_equal(after._replace(step=before.step), before)
-    assert np.isnan(np.asarray(space.step(space.joint.place(before), active=np.zeros(SLOTS, bool))[1].loss)).all()
+    assert np.isnan(np.asarray(space.step(space.place(before), active=np.zeros(SLOTS, bool))[1].loss)).all()
 
 
 def test_only_the_row_whose_turn_it_is_moves():
     space = trained("linear")
     before = host(space.steps(2))
     rows = np.array([0, 1, 0, 1, 1, 1, 0, 0])
-    after = host(space.step(space.joint.place(before), rows=rows)[0])
+    after = host(space.step(space.place(before), rows=rows)[0])
     for slot, row in enumerate(rows):
         assert (after.embeddings[slot, row] != before.embeddings[slot, row]).all()
         assert_equal(after.embeddings[slot, 1 - row], before.embeddings[slot, 1 - row])
@@ -244,14 +248,14 @@ def test_training_on_the_same_batches_lowers_the_loss(name):
 def test_the_best_and_the_sums_are_kept_and_forgotten():
     space = trained("linear")
     first = host(space.steps(2))
-    kept = host(space.joint.keep_best(space.joint.place(first)))
+    kept = host(space.joint.keep_best(space.place(first)))
     assert_equal(kept.best.shared, first.shared)
     assert_equal(kept.best.embeddings, first.embeddings)
     assert_equal(first.best.shared, host(space.begin()).shared)
-    later = host(space.steps(1, space.joint.place(kept)))
+    later = host(space.steps(1, space.place(kept)))
     assert_equal(later.best, kept.best)
     assert first.sums.steps.sum() == 2 * SLOTS
-    assert host(space.joint.forget_sums(space.joint.place(first))).sums.steps.sum() == 0
+    assert host(space.joint.forget_sums(space.place(first))).sums.steps.sum() == 0
 
 
 def test_every_slot_draws_its_own_and_the_same_whatever_is_drawn_for_others():
