@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import jax
 
@@ -56,7 +57,7 @@ def write_submodel(folder: str, stored: StoredSubmodel) -> None:
     store.save(stored, overwrite=stored.speaker in store)
 
 
-def written(save: Future[None]) -> None:
+def written(save: Future[Any]) -> None:
     """Waits for something that was given to a `store_writer`.
 
     Raises:

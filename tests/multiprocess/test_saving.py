@@ -1,5 +1,6 @@
 """States that several processes save: who cannot says so before the others begin, and never leaves them waiting."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from specialize.errors import Preempted, SaveBroken, StoreError
 from specialize.processes import Together
 from specialize.train.state import StateFolder, save_or_tell
 from specialize.train.together import SaveClock, told_by_first
+from specialize.train.writer import WriterKilled, store_writer, written
 from tests.multiprocess.test_roll import Ends, all_end, met
 
 __all__ = ["all_end"]  # a fixture for all tests here
@@ -153,3 +155,10 @@ def test_a_state_is_not_said_to_be_saved_before_it_is(states, tmp_path, monkeypa
         with pytest.raises(Preempted, match="could not be saved"):
             save_or_tell(states[0], lambda: None, stopped=lambda: next(answers), **tell)
     assert "the disk is full" in said[0]
+
+
+def test_a_writer_that_was_killed_is_told_as_that():
+    with store_writer(Together(met(2, Ends())[0])) as pool:
+        written(pool.submit(os.getpid))
+        with pytest.raises(WriterKilled, match="most often for memory"):
+            written(pool.submit(os._exit, 9))
